@@ -233,6 +233,15 @@ def test_training_prints_its_result_alone_on_stdout(iclm, workplace):
     assert line.startswith("16 examples in ") and line.endswith("run folder other")
 
 
+def test_a_diverged_training_is_no_fault_of_the_command_line(iclm, workplace):
+    diverge = ("training.learning_rate=1e30", "training.max_grad_norm=0", "training.warmup=0", "training.epochs=3")
+    found = iclm("train", "recipe.yaml", *diverge, "--out", "other", "--json")
+    if found.code == 0:
+        json.loads(found.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    else:
+        found.refused(progress=True)
+
+
 def test_training_with_validation_reports_it(iclm, workplace):
     validation = "data.validation=[{file: IID_val_text.jsonl, domain: text}]"
     found = iclm("train", "recipe.yaml", validation, "method=lora", "--out", "other", "--json").json

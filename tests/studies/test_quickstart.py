@@ -156,7 +156,12 @@ def test_a_quickstart_that_cannot_begin_leaves_no_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "override",
-    ["method=lora", "data.train.1.domain=prose", "data.train=[{acre: IID, problems: 2, format: text}]"],
+    [
+        "method=lora",
+        "model.num_domains=1",
+        "data.train.1.domain=prose",
+        "data.train=[{acre: IID, problems: 2, format: text}]",
+    ],
 )
 def test_an_override_that_the_comparison_cannot_use_is_refused_before_the_training(
     overrides, tmp_path, monkeypatch, override

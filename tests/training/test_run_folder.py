@@ -107,15 +107,27 @@ def test_the_log_is_given_to_the_caller(make_recipe, tmp_path):
     assert [line["loss"] for line in found if "loss" in line]
 
 
+DIVERGED = {"learning_rate": 1e30, "max_grad_norm": 0, "warmup": 0.0, "epochs": 2}
+
+
 def test_a_diverged_training_is_not_reported_as_a_loss_of_zero(make_recipe, tmp_path):
-    recipe = make_recipe(training={"learning_rate": 1e30, "max_grad_norm": 0, "warmup": 0.0, "epochs": 2})
     logged = []
     try:
-        train(recipe, tmp_path / "run", progress_bar=False, on_log=logged.append)
+        train(make_recipe(training=DIVERGED), tmp_path / "run", progress_bar=False, on_log=logged.append)
     except ICLMError:
         return  # refusing to leave such a run is as good
     losses = [line["loss"] for line in logged if "loss" in line]
     assert not math.isfinite(losses[-1]), losses
+
+
+def test_the_files_of_a_diverged_training_are_json_that_any_reader_takes(make_recipe, tmp_path):
+    out = tmp_path / "run"
+    try:
+        train(make_recipe(training=DIVERGED), out, progress_bar=False)
+    except ICLMError:
+        return
+    for text in [(out / "run.json").read_text(), *(out / "log.jsonl").read_text().splitlines()]:
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 @pytest.mark.parametrize(
@@ -190,6 +202,19 @@ def test_a_folder_that_is_no_run_is_not_touched(make_recipe, tmp_path, options):
 
 def test_an_empty_folder_may_become_a_run(make_recipe, tmp_path):
     train(make_recipe(method="lora"), tmp_path, progress_bar=False)
+    assert (tmp_path / "run.json").is_file()
+
+
+def test_a_link_to_an_empty_folder_may_become_a_run(make_recipe, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk")
+    train(make_recipe(method="lora"), tmp_path / "run", progress_bar=False)
+    assert (tmp_path / "disk" / "run.json").is_file()
+
+
+def test_the_current_folder_may_become_a_run(make_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(make_recipe(method="lora"), ".", progress_bar=False)
     assert (tmp_path / "run.json").is_file()
 
 

@@ -147,9 +147,10 @@ def _batches(examples: Sequence[EncodedExample], pack: bool, limit: int) -> Iter
             Branch(item.example.prompt + item.chain.tokens, max(len(item.chain.tokens), 1), item.example.domain)
             for item in items
         ]
-        for part in [list(range(len(items)))] if pack else [[i] for i in range(len(items))]:
-            packs.append(make_pack([branches[i] for i in part]))
-            owners.append([items[i] for i in part])
+        size = len(items) if pack else 1
+        for start in range(0, len(items), size):
+            packs.append(make_pack(branches[start : start + size]))
+            owners.append(items[start : start + size])
     order = sorted(range(len(packs)), key=lambda index: packs[index].tokens)
     run: list[int] = []
     for index in order:  # the last of a run is its longest, so padding is counted too

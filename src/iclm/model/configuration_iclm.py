@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -158,6 +159,7 @@ class ICLMConfig(PreTrainedConfig):
                 1 <= self.active_domains <= self.num_domains,
                 f"active_domains is {self.active_domains}; it must lie between 1 and num_domains = {self.num_domains}",
             )
+        require(math.isfinite(self.lora_alpha), f"lora_alpha is {self.lora_alpha}; it must be a finite number")
         require(self.lora_rank >= 1, f"lora_rank is {self.lora_rank}; it must be at least 1")
         require(0 <= self.lora_dropout < 1, f"lora_dropout is {self.lora_dropout}; it must lie in [0, 1)")
         require(self.router_dim >= 1, f"router_dim is {self.router_dim}; it must be at least 1")

@@ -11,6 +11,7 @@ RUN/checkpoints/                                               to resume from, w
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 import time
@@ -89,7 +90,7 @@ class _LogFile(TrainerCallback):
         if logs is None:
             return
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            stream.write(json.dumps(finite({"step": state.global_step, **logs}), allow_nan=False) + "\n")
         if self.extra is not None:
             self.extra(logs)
 
@@ -207,8 +208,9 @@ def train(
             "python": platform.python_version(),
         },
     }
+    values = finite(values)
     with atomic_write(out / FINISHED, overwrite=True) as stream:
-        json.dump(values, stream, indent=2)
+        json.dump(values, stream, indent=2, allow_nan=False)
         stream.write("\n")
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return model, values
@@ -228,6 +230,13 @@ def _training_data(recipe: Recipe, model: ICLMForCausalLM, tokenizer: Any) -> tu
             f"oracle routing of {len(domains)} domains needs as many modules; model.num_domains is {recipe.model.num_domains}"
         )
     return packs, domains, encoded
+
+
+def finite(value: Any) -> Any:
+    """The value with every number that is not finite as None: a diverged loss has no number in JSON."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _keep_log(path: Path, step: int) -> None:
