@@ -78,7 +78,10 @@ class PluginMutualInformation(nn.Module):
                 mean, deviation = pairs.mean(0), pairs.std(0, correction=0).clamp_min(1e-6)
             pairs = (pairs - mean) / deviation
         p, q = torch.softmax(pairs / self.temperature, dim=-1).unbind(1)
-        return plugin_mutual_information(p, q)
+        estimate = plugin_mutual_information(p, q)
+        # past tokens have no gradient: without this, a full queue would shrink that of the batch to its share
+        share = len(now) / max(len(pairs), 1)
+        return estimate.detach() + (estimate - estimate.detach()) / max(share, 1e-6)
 
     def reduce(self, states: torch.Tensor) -> torch.Tensor:
         """Project states [tokens, hidden] to [tokens, dim] in float32."""
