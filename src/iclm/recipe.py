@@ -67,30 +67,42 @@ class ModelSection(Section):
     """Dropout probability before each module."""
     target_modules: str | list[str] = "attention"
     """attention, all-linear, or a list of layer name endings."""
+    ablation: str = "none"
+    """none, no_invariant or no_domain: a side of the model that is left out."""
     router: str = "vq"
-    """vq, oracle, random or fixed:i."""
+    """vq, kmeans, bisecting_kmeans, gumbel, soft, topk, oracle, random or fixed:i."""
+    router_level: str = "input"
+    """input (one route an example) or token."""
     router_layer: int | None = None
-    """The layer whose input the router reads; null means split_layer."""
+    """The layer whose input the router reads, -1 for the last hidden state; null means split_layer."""
+    router_reduction: str = "pca"
+    """pca, mds or none: how the router's features are reduced."""
     router_dim: int = 32
-    """Dimensions of the codebook."""
+    """Dimensions of the features after the reduction."""
+    router_temperature: float = 1.0
+    """Temperature of the gates (gumbel, soft, topk)."""
     codebook_decay: float = 0.99
     """Decay of the codes' moving average."""
     dead_code_threshold: float = 0.1
     """Average number of examples a batch below which a code is replaced."""
     aggregator: str = "mix"
-    """mix or concat."""
+    """mix, concat, logits or probas."""
     mix: str = "fixed"
-    """How the weights of mix are learned: fixed, gate or low_rank."""
+    """How the weight of the invariant side is learned: fixed, gate or (mix only) low_rank."""
     mix_rank: int = 8
     """Rank of the low_rank residual."""
     router_weight: float = 0.1
     """Weight of the router's own loss."""
     mi_weight: float = 0.01
-    """Weight of the mutual-information loss."""
+    """Weight of the independence loss."""
     invariant_weight: float = 0.1
     """Weight of the language-modelling loss of the invariant module alone."""
     domain_weight: float = 0.1
     """Weight of the language-modelling loss of the domain module alone."""
+    mi_loss: str = "plugin"
+    """plugin (the paper's mutual information), club, infonce, hsic or cross_correlation."""
+    mi_detach_domain: bool = False
+    """The independence loss moves the invariant module only."""
     mi_projection: int | None = 64
     """Dimensions that states are projected to for the mutual information; null means the paper's softmax over all."""
     mi_queue: int = 1024
@@ -130,6 +142,8 @@ class DataSource(Section):
     """Rendering of ACRE and RAVEN problems."""
     objects: Literal["official", "strict"] = "official"
     """Rendering of ACRE objects: as published, or with the shift of Comp kept and the order shuffled."""
+    shifted: bool | None = None
+    """Whether it lies outside the training distribution; null means: it is of a regime or configuration that no training source is of."""
     domain: str | None = None
     """Name of the domain; null means the format for ACRE and RAVEN problems, and the file's name otherwise."""
 

@@ -10,8 +10,13 @@ from transformers import PreTrainedConfig
 from iclm.errors import ConfigurationError
 
 METHODS = ("iclm", "lora")
-ROUTERS = ("vq", "oracle", "random")
-AGGREGATORS = ("mix", "concat")
+LEARNED_ROUTERS = ("vq", "kmeans", "bisecting_kmeans", "gumbel", "soft", "topk")  # started from training examples
+ROUTERS = (*LEARNED_ROUTERS, "oracle", "random")
+ROUTER_LEVELS = ("input", "token")
+REDUCTIONS = ("pca", "mds", "none")
+AGGREGATORS = ("mix", "concat", "logits", "probas")
+ABLATIONS = ("none", "no_invariant", "no_domain")
+INDEPENDENCE_LOSSES = ("plugin", "club", "infonce", "hsic", "cross_correlation")
 WHOLE_NUMBERS = (
     "num_domains",
     "active_domains",
@@ -38,18 +43,28 @@ class ICLMConfig(PreTrainedConfig):
             for "iclm" and 0 for "lora".
         lora_rank, lora_alpha, lora_dropout: rank r of each module, its scale alpha / r, dropout before A (Hu et al. 2021).
         target_modules: "attention" (every linear layer inside attention), "all-linear", or a list of name endings.
-        router: "vq" (nearest code of a learned codebook), "oracle" (the true domain), "random" (a hash of the prompt)
-            or "fixed:i".
-        router_layer: the layer whose input the router reads, at most split_layer; None means split_layer.
-        router_dim: dimensions of the codebook, after a fixed projection to the principal components.
+        ablation: "none"; "no_invariant" leaves the invariant module out, "no_domain" the domain modules and the router.
+        router: "vq" (nearest code of a learned codebook), "kmeans", "bisecting_kmeans" (nearest centre of a clustering),
+            "gumbel", "soft", "topk" (learned gates), "oracle" (the true domain), "random" (a hash of the prompt) or
+            "fixed:i"; see `iclm.model.router`.
+        router_level: "input": one route an example; "token": one a prompt token, and the last one for what follows.
+        router_layer: the layer whose input the router reads; the number of layers, or -1, is the last hidden state. Above
+            split_layer it costs a second pass of the frozen base. None means split_layer.
+        router_reduction: how features are reduced to router_dim dimensions: "pca", "mds" (a linear map to a metric
+            scaling of the training features) or "none".
+        router_dim: dimensions of the features after the reduction.
+        router_temperature: of the gates: the higher, the more even the weights.
         codebook_decay, dead_code_threshold: exponential moving average of the codes, and the average number of examples
             a batch below which a code is replaced by a feature of the batch.
-        aggregator: "mix" (the base head on a weighted mean of the states) or "concat" (a 2H -> V head on both).
-        mix: how the weights of "mix" are learned: "fixed" at one half, "gate" (one scalar), "low_rank" (plus a
-            residual of rank `mix_rank` that starts at zero).
+        aggregator: "mix" (the base head on a weighted mean of the states), "concat" (a 2H -> V head on both), "logits" or
+            "probas" (a weighted mean of the modules' logits or probabilities).
+        mix: how the weight of the invariant side is learned: "fixed" at one half, "gate" (one scalar), and for
+            "mix" also "low_rank" (plus a residual of rank `mix_rank` that starts at zero).
         router_weight, mi_weight, invariant_weight, domain_weight: weights of the loss terms beside the language-modelling
             loss of the mixture; the defaults are the paper's.
-        mi_projection, mi_queue, mi_temperature: see `iclm.model.independence.PluginMutualInformation`.
+        mi_loss: "plugin" (the paper's), "club", "infonce", "hsic" or "cross_correlation"; see `iclm.model.independence`.
+        mi_detach_domain: the loss moves the invariant module only.
+        mi_projection, mi_queue, mi_temperature: see `iclm.model.independence`.
         seed: of the adapters' start and of every fixed random choice.
         vocab_size, hidden_size, num_hidden_layers: V, H and the number of layers, copied from the base.
 
@@ -71,9 +86,13 @@ class ICLMConfig(PreTrainedConfig):
         lora_alpha: float = 16.0,
         lora_dropout: float = 0.0,
         target_modules: str | list[str] = "attention",
+        ablation: str = "none",
         router: str = "vq",
+        router_level: str = "input",
         router_layer: int | None = None,
+        router_reduction: str = "pca",
         router_dim: int = 32,
+        router_temperature: float = 1.0,
         codebook_decay: float = 0.99,
         dead_code_threshold: float = 0.1,
         aggregator: str = "mix",
@@ -83,6 +102,8 @@ class ICLMConfig(PreTrainedConfig):
         mi_weight: float = 0.01,
         invariant_weight: float = 0.1,
         domain_weight: float = 0.1,
+        mi_loss: str = "plugin",
+        mi_detach_domain: bool = False,
         mi_projection: int | None = 64,
         mi_queue: int = 1024,
         mi_temperature: float = 0.5,
@@ -103,9 +124,13 @@ class ICLMConfig(PreTrainedConfig):
         self.lora_alpha = lora_alpha
         self.lora_dropout = lora_dropout
         self.target_modules = target_modules
+        self.ablation = ablation
         self.router = router
+        self.router_level = router_level
         self.router_layer = router_layer
+        self.router_reduction = router_reduction
         self.router_dim = router_dim
+        self.router_temperature = router_temperature
         self.codebook_decay = codebook_decay
         self.dead_code_threshold = dead_code_threshold
         self.aggregator = aggregator
@@ -115,6 +140,8 @@ class ICLMConfig(PreTrainedConfig):
         self.mi_weight = mi_weight
         self.invariant_weight = invariant_weight
         self.domain_weight = domain_weight
+        self.mi_loss = mi_loss
+        self.mi_detach_domain = mi_detach_domain
         self.mi_projection = mi_projection
         self.mi_queue = mi_queue
         self.mi_temperature = mi_temperature
@@ -128,16 +155,29 @@ class ICLMConfig(PreTrainedConfig):
         self.check()
 
     @property
+    def modules(self) -> tuple[int, ...]:
+        """Numbers of the modules that there are: 0 the invariant module, 1 + i domain module i."""
+        return tuple(range(1 if self.ablation == "no_invariant" else 0, 1 + self.num_domains))
+
+    @property
     def num_modules(self) -> int:
-        """M = 1 + K: the invariant module and the domain modules."""
-        return 1 + self.num_domains
+        """M, the number of modules: 1 + K unless one side is left out."""
+        return len(self.modules)
 
     @property
     def module_names(self) -> list[str]:
         """What can be asked for an answer: the mixture, the invariant module, each domain module."""
         if self.num_domains == 0:
             return ["mixture"]
-        return ["mixture", "invariant", *(f"domain_{i}" for i in range(self.num_domains))]
+        return ["mixture", *("invariant" if number == 0 else f"domain_{number - 1}" for number in self.modules)]
+
+    @property
+    def feature_layer(self) -> int:
+        """The layer whose input the router reads, counted from 0; the number of layers means the last hidden state."""
+        assert self.split_layer is not None and self.num_hidden_layers is not None
+        if self.router_layer is None:
+            return self.split_layer
+        return self.num_hidden_layers if self.router_layer == -1 else self.router_layer
 
     def check(self) -> None:
         """Raise `ConfigurationError` for a value of the wrong type or out of its range, or values that exclude each other."""
@@ -148,9 +188,16 @@ class ICLMConfig(PreTrainedConfig):
             require(whole or (optional and value is None), f"{name} is {value!r}; it must be a whole number")
         require(isinstance(self.router, str), f"router is {self.router!r}; it must be a name")
         require(self.method in METHODS, f"method is {self.method!r}; use one of {', '.join(METHODS)}")
-        if self.method == "lora":
+        require(self.ablation in ABLATIONS, f"ablation is {self.ablation!r}; use one of {', '.join(ABLATIONS)}")
+        require(
+            self.method == "iclm" or self.ablation == "none",
+            f"ablation is {self.ablation!r}; plain LoRA (method: lora) has no modules to leave out",
+        )
+        if self.method == "lora" or self.ablation == "no_domain":
             self.num_domains = 0
         else:
+            if self.router == "soft":
+                self.active_domains = self.num_domains
             require(
                 self.num_domains >= 1,
                 f"num_domains is {self.num_domains}; an ICLM needs at least 1 domain module (plain LoRA is method: lora)",
@@ -167,6 +214,17 @@ class ICLMConfig(PreTrainedConfig):
         require(self.aggregator in AGGREGATORS, f"aggregator is {self.aggregator!r}; use {' or '.join(AGGREGATORS)}")
         require(self.mix in MIXES, f"mix is {self.mix!r}; use one of {', '.join(MIXES)}")
         require(
+            self.mix != "low_rank" or self.aggregator == "mix",
+            f"mix is 'low_rank'; aggregator {self.aggregator!r} takes fixed or gate",
+        )
+        require(
+            self.mi_loss in INDEPENDENCE_LOSSES,
+            f"mi_loss is {self.mi_loss!r}; use one of {', '.join(INDEPENDENCE_LOSSES)}",
+        )
+        require(
+            isinstance(self.mi_detach_domain, bool), f"mi_detach_domain is {self.mi_detach_domain!r}; use true or false"
+        )
+        require(
             self.mi_projection is None or self.mi_projection >= 1,
             f"mi_projection is {self.mi_projection}; it must be at least 1, or null for no projection",
         )
@@ -175,7 +233,7 @@ class ICLMConfig(PreTrainedConfig):
         require(self.mi_temperature > 0, f"mi_temperature is {self.mi_temperature}; it must be positive")
         for name in ("router_weight", "mi_weight", "invariant_weight", "domain_weight"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; a loss weight must not be negative")
-        if self.method == "iclm":
+        if self.num_domains:
             self._check_router()
         if self.num_hidden_layers is not None and self.split_layer is not None:
             require(
@@ -185,8 +243,9 @@ class ICLMConfig(PreTrainedConfig):
             )
             if self.router_layer is not None:
                 require(
-                    0 <= self.router_layer <= self.split_layer,
-                    f"router_layer is {self.router_layer}; it must lie between 0 and split_layer = {self.split_layer}",
+                    -1 <= self.router_layer <= self.num_hidden_layers,
+                    f"router_layer is {self.router_layer}; it must lie between 0 and {self.num_hidden_layers}, "
+                    "the last hidden state, which -1 means too",
                 )
 
     def _check_router(self) -> None:
@@ -203,6 +262,18 @@ class ICLMConfig(PreTrainedConfig):
             )
         else:
             require(self.router in ROUTERS, f"router is {self.router!r}; use one of {', '.join(ROUTERS)}, fixed:i")
+        require(
+            self.router_level in ROUTER_LEVELS,
+            f"router_level is {self.router_level!r}; use {' or '.join(ROUTER_LEVELS)}",
+        )
+        require(
+            self.router_reduction in REDUCTIONS,
+            f"router_reduction is {self.router_reduction!r}; use one of {', '.join(REDUCTIONS)}",
+        )
+        require(
+            0 < self.router_temperature < math.inf,
+            f"router_temperature is {self.router_temperature}; it must be positive",
+        )
 
 
 def require(condition: bool, message: str) -> None:

@@ -23,6 +23,23 @@ INVARIANT = 0  # the module number of the invariant module; domain i is module 1
 
 
 @dataclass(frozen=True)
+class TokenRoute:
+    """The router's decision for each token of each sequence.
+
+    Attributes:
+        indices: active domain modules, long [sequences, tokens, active].
+        weights: their weights, float [sequences, tokens, active].
+        owner: the sequence of each example, long [examples].
+        read: which tokens the router read, bool [sequences, tokens]; the others follow the last one read.
+    """
+
+    indices: torch.Tensor
+    weights: torch.Tensor
+    owner: torch.Tensor
+    read: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Route:
     """The router's decision for each example.
 
@@ -31,12 +48,17 @@ class Route:
         weights: their weights, float [examples, active], each row summing to 1.
         error: mean squared distance between feature and code, float [examples]; None where there is no codebook.
         loss: the router's own loss (scalar), None where there is none.
+        revived: dead codes that this step replaced (scalar); None where there is no codebook.
+        tokens: the decision for each token, where routing is by token; `indices` and `weights` are then those of the last
+            prompt token of each example, which hold for every token after it.
     """
 
     indices: torch.Tensor
     weights: torch.Tensor
     error: torch.Tensor | None = None
     loss: torch.Tensor | None = None
+    revived: torch.Tensor | None = None
+    tokens: TokenRoute | None = None
 
     @classmethod
     def to(cls, indices: torch.Tensor) -> Route:
@@ -44,6 +66,13 @@ class Route:
         indices = indices[:, None] if indices.dim() == 1 else indices
         weights = torch.full(indices.shape, 1.0 / indices.shape[1], device=indices.device)
         return cls(indices.long(), weights)
+
+    def at(self, examples: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Active modules and their weights, both [n, active], at n (example, position) pairs."""
+        if self.tokens is None:
+            return self.indices.index_select(0, examples), self.weights.index_select(0, examples)
+        sequences = self.tokens.owner.index_select(0, examples)
+        return self.tokens.indices[sequences, positions], self.tokens.weights[sequences, positions]
 
     def select(self, examples: torch.Tensor) -> Route:
         """The routes of the examples named by index, in that order."""
