@@ -10,6 +10,9 @@
     training: {epochs: 1, batch_size: 16, learning_rate: 1.0e-3}
 
 Every field can be overridden on the command line as `section.field=value`. Unknown keys are errors.
+
+    extends: other.yaml             # begin from another recipe: sections merge, everything else, lists too, replaces
+    model: {mi_weight: 1.0}
 """
 
 from __future__ import annotations
@@ -173,8 +176,16 @@ class DataSection(Section):
 class TrainingSection(Section):
     """How it is trained."""
 
+    stages: Literal["joint", "two_stage"] = "joint"
+    """joint (all losses at once), or two_stage: first the invariant module alone, then router, domain modules and aggregator."""
     epochs: int = Field(default=1, ge=1)
-    """Passes over the training examples."""
+    """Passes over the training examples; of two_stage those of the second stage."""
+    invariant_epochs: int = Field(default=1, ge=1)
+    """Passes of the invariant module alone (two_stage)."""
+    invariant_rate: float = Field(default=0.0, ge=0, le=1)
+    """Factor on the invariant module's learning rate in the second of two_stage; 0 means that it is frozen."""
+    start_from: Path | None = None
+    """A saved ICLM of the same base and configuration (a run folder or RUN/stages/invariant) to start from; null means afresh."""
     batch_size: int = Field(default=16, ge=1)
     """Examples in a batch, at most."""
     gradient_accumulation: int = Field(default=1, ge=1)
@@ -183,6 +194,14 @@ class TrainingSection(Section):
     """Peak learning rate of the adapters (AdamW)."""
     aggregator_learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of the aggregator's own parameters, where it has any."""
+    router_learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of the router's own parameters, where it has any."""
+    critic_learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of the independence loss's own estimator, where it has one."""
+    mi_start: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps before which the independence loss has no weight."""
+    mi_ramp: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps over which its weight then rises to model.mi_weight."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """Learning rate after the warm-up."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -201,6 +220,14 @@ class TrainingSection(Section):
     """Optimizer steps between two checkpoints to resume from; null means none."""
     report_to: list[str] = []
     """Logging integrations of transformers (tensorboard, wandb, ...)."""
+
+    @model_validator(mode="after")
+    def _weight_arrives(self) -> TrainingSection:
+        if self.mi_start + self.mi_ramp > 1:
+            raise ValueError(
+                f"mi_start {self.mi_start} and mi_ramp {self.mi_ramp} are shares of the steps; together they must be at most 1"
+            )
+        return self
 
 
 class Recipe(Section):
@@ -221,14 +248,55 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
     """How it is trained."""
 
+    @model_validator(mode="after")
+    def _both_sides(self) -> Recipe:
+        if self.training.stages == "two_stage":
+            if self.method == "lora":
+                raise ValueError("training.stages is two_stage; plain LoRA (method: lora) has one module, use joint")
+            if self.model.ablation != "none":
+                raise ValueError(
+                    f"training.stages is two_stage; with model.ablation {self.model.ablation} there is one side only, use joint"
+                )
+        return self
+
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and apply `key=value` overrides; file names in it are relative to the recipe's folder, else to the current one.
+    """Read a recipe and apply `key=value` overrides; paths in it are relative to its folder, else to the current one.
 
     Raises:
         ConfigurationError: no such file, no valid YAML, an unknown key or a value of the wrong type; one line.
     """
     path = Path(path)
+    values, names = _read(path)
+    recipe = parse_recipe(apply_overrides(values, overrides), ", which extends ".join(names))
+    for source in (*recipe.data.train, *recipe.data.validation):
+        if source.file is not None:
+            source.file = _beside(path, source.file)
+    if recipe.training.start_from is not None:
+        recipe.training.start_from = _beside(path, recipe.training.start_from)
+    return recipe
+
+
+def _read(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[str]]:
+    """The mapping in a recipe file, merged into those that it extends, and the names of all these files."""
+    values = _read_yaml(path)
+    _resolve_paths(values, path)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values, [str(path)]
+    if not isinstance(parent, str):
+        raise ConfigurationError(f"{path}: extends is {parent!r}; name one recipe file")
+    chain = (*chain, path.resolve())
+    below = path.parent / parent
+    if below.resolve() in chain:
+        raise ConfigurationError(f"{path}: extends {parent} closes a circle; a recipe cannot extend itself")
+    if not below.is_file():
+        raise ConfigurationError(f"{path}: extends {parent}: there is no such file; it is looked for beside the recipe")
+    inherited, names = _read(below, chain)
+    return _merge(inherited, values), [str(path), *names]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -243,12 +311,31 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         ) from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: a recipe is a mapping of sections; the file holds {type(values).__name__}")
-    recipe = parse_recipe(apply_overrides(values, overrides), str(path))
-    for source in (*recipe.data.train, *recipe.data.validation):
-        if source.file is not None:
-            beside = path.parent / source.file
-            source.file = (beside if beside.exists() else source.file).absolute()
-    return recipe
+    return values
+
+
+def _merge(below: Any, above: Any) -> Any:
+    """Mappings merged entry by entry; of anything else the upper one."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        return below | {key: _merge(below.get(key), value) for key, value in above.items()}
+    return above
+
+
+def _beside(recipe: Path, name: str | Path) -> Path:
+    """A path as a recipe means it: beside the recipe if it is there, else in the current folder."""
+    beside = recipe.parent / name
+    return (beside if beside.exists() else Path(name)).absolute()
+
+
+def _resolve_paths(values: dict[str, Any], path: Path) -> None:
+    """Make the paths in an unchecked recipe absolute, so that they hold where another recipe extends it."""
+    data, training = values.get("data"), values.get("training")
+    if isinstance(training, dict) and isinstance(training.get("start_from"), str):
+        training["start_from"] = str(_beside(path, training["start_from"]))
+    for sources in (data.get("train"), data.get("validation")) if isinstance(data, dict) else ():
+        for source in sources if isinstance(sources, list) else ():
+            if isinstance(source, dict) and isinstance(source.get("file"), str):
+                source["file"] = str(_beside(path, source["file"]))
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from iclm.data.collation import EncodedExample, encode
 from iclm.data.example import Example, Message
 from iclm.errors import ConfigurationError, DataError
 from iclm.evaluation.scoring import chains, score
+from iclm.model.modules import LoRABank
 
-ALL = ("mixture", "oracle", "invariant", "domain_0", "domain_1", "domain_2")
+ROUTES = ("route_0", "route_1", "route_2")
+ALL = ("mixture", "oracle", "invariant", "domain_0", "domain_1", "domain_2", *ROUTES)
 
 
 def item(prompt, choices, group=None, domain=0):
@@ -54,6 +56,8 @@ def brute_force(model, item, module):
         extra = {"module": module, "prompt_mask": prompt_mask}
         if module == "oracle":
             extra = {"route": torch.tensor([item.domain])}
+        elif module in ROUTES:
+            extra = {"route": torch.tensor([ROUTES.index(module)])}
         with torch.no_grad():
             output = model(ids, **extra)
         table = torch.log_softmax(output.logits[0].float(), -1)
@@ -109,7 +113,7 @@ def test_scores_without_packs_are_the_same(llama, case):
     assert_scores(apart, llama, CASES[case], ("mixture", "domain_1"))
 
 
-@pytest.mark.parametrize("module", ["mixture", "oracle", "invariant", "domain_2"])
+@pytest.mark.parametrize("module", ["mixture", "oracle", "invariant", "domain_2", "route_1"])
 def test_one_module_scores_as_it_does_among_all(llama, module):
     items = [one for case in ("one-token", "several-chains", "group-of-several-chains") for one in CASES[case]]
     alone, among = score(llama, items, modules=[module]), score(llama, items, modules=ALL)
@@ -125,6 +129,74 @@ def test_scores_hold_for_other_models_too(make_iclm, settings):
     items = [*CASES["several-chains"], *CASES["group-of-several-chains"]]
     modules = [m for m in ALL if m != "oracle"]
     assert_scores(score(model, items, modules=modules), model, items, modules)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("mixture", ["mixture", "oracle", "route_2"])
+def test_a_mixture_with_the_invariant_module_scores_as_among_all(llama, case, mixture):
+    few, among = score(llama, CASES[case], modules=(mixture, "invariant")), score(llama, CASES[case], modules=ALL)
+    for module in (mixture, "invariant"):
+        for one, other in zip(few.choices[module], among.choices[module], strict=True):
+            assert one.tolist() == pytest.approx(other.tolist(), abs=2e-5)
+    if mixture == "mixture":
+        assert few.routes.tolist() == among.routes.tolist()
+
+
+@pytest.fixture
+def rows_seen(monkeypatch):
+    """`rows_seen(model, ...)` scores and gives the sequences of every batch and the rows that its adapters saw."""
+
+    def count(model, items, modules):
+        found, bank, run = [], next(m for m in model.modules() if isinstance(m, LoRABank)), model.encode
+        handle = bank.register_forward_pre_hook(lambda _, args: found[-1].append(args[0].shape[0]))
+        monkeypatch.setattr(model, "encode", lambda ids, *a, **k: found.append([ids.shape[0]]) or run(ids, *a, **k))
+        try:
+            score(model, items, modules=modules, pack=False, tokens_per_batch=40)
+        finally:
+            handle.remove()
+            monkeypatch.undo()
+        return found
+
+    return count
+
+
+@pytest.mark.parametrize("domains, active", [(5, 1), (5, 2), (1, 1)])
+def test_a_mixture_with_the_invariant_module_needs_no_row_of_an_idle_module(
+    make_iclm, rows_seen, architecture, domains, active
+):
+    model = make_iclm(architecture, num_domains=domains, active_domains=active, router="random")
+    items = [item(random_tokens(n, n), [[5], [6, 7]]) for n in (2, 3, 9, 12, 20)]
+    for modules in (["mixture"], ["mixture", "invariant"], ["invariant", "mixture"]):
+        found = rows_seen(model, items, modules)
+        assert len(found) > 1 and all(rows == batch * (1 + active) for batch, rows in found)
+    for modules in (["route_0"], ["invariant", "route_0"]):
+        assert all(rows == batch * 2 for batch, rows in rows_seen(model, items, modules))
+    assert all(rows == batch for batch, rows in rows_seen(model, items, ["invariant"]))
+    everything = (*model.config.module_names, "route_0")
+    assert all(rows == batch * (1 + domains) for batch, rows in rows_seen(model, items, everything))
+
+
+def test_a_forced_route_weighs_its_module_alone_where_the_router_mixes_several(make_iclm):
+    model, items = make_iclm(num_domains=3, active_domains=2), CASES["several-chains"]
+    modules = ("mixture", "invariant", *ROUTES)
+    assert_scores(score(model, items, modules=modules), model, items, modules)
+
+
+def test_a_forced_route_needs_no_router(make_iclm):
+    model, items = make_iclm(num_domains=3, fit=False), CASES["several-chains"]
+    for modules in (["route_1"], ["route_1", "invariant"], ["route_1", "route_0"]):
+        scores = score(model, items, modules=modules)
+        assert_scores(scores, model, items, modules)
+        assert scores.routes.tolist() == [-1] * len(items)
+
+
+@pytest.mark.parametrize("domains, module, message", [(3, "route_3", "route_0 to route_2"), (3, "route_-1", "route_2")])
+def test_a_route_to_a_module_that_is_not_there_is_refused(make_iclm, domains, module, message):
+    for modules in ([module], ["mixture", module]):
+        with pytest.raises(ConfigurationError, match=f"{module}.*{message}"):
+            score(make_iclm(num_domains=domains), CASES["one-token"], modules=modules)
+    with pytest.raises(ConfigurationError, match=r"route_0.*no domain modules"):
+        score(make_iclm(method="lora"), CASES["one-token"], modules=["route_0"])
 
 
 def test_plain_lora_is_scored_as_the_mixture(make_iclm):
@@ -194,7 +266,7 @@ def test_routes_are_the_routers_and_not_the_true_domains(llama):
     assert score(llama, items, modules=["invariant"]).routes.tolist() == [-1] * 9
 
 
-@pytest.mark.parametrize("modules", [("mixture",), ("mixture", "invariant")])
+@pytest.mark.parametrize("modules", [("mixture",), ("mixture", "invariant"), ("mixture", "domain_1"), ALL])
 def test_states_are_those_of_both_sides_where_the_answer_is_predicted(llama, modules):
     items = [*CASES["one-token"], *CASES["several-chains"]]
     found = score(llama, items, modules=modules, states=True)
@@ -204,6 +276,16 @@ def test_states_are_those_of_both_sides_where_the_answer_is_predicted(llama, mod
             for side, module in (("invariant", "invariant"), ("domain", f"domain_{route}")):
                 expected = llama.encode(ids, module=module).hidden[0, -1]
                 torch.testing.assert_close(torch.from_numpy(found.states[side][number]), expected, rtol=0, atol=2e-5)
+
+
+def test_states_without_the_router_are_those_of_the_forced_route_or_none(llama):
+    items = CASES["one-token"]
+    for modules in (["route_1"], ["route_1", "invariant"], ["route_1", "domain_0", "route_2"]):
+        states = score(llama, items, modules=modules, states=True).states
+        with torch.no_grad():
+            expected = llama.encode(torch.tensor([items[0].prompt]), module="domain_1").hidden[0, -1]
+        torch.testing.assert_close(torch.from_numpy(states["domain"][0]), expected, rtol=0, atol=2e-5)
+    assert score(llama, items, modules=["invariant", "domain_1"], states=True).states == {}
 
 
 def test_example_without_choices_names_its_source(llama):
@@ -218,6 +300,13 @@ def test_unknown_module_and_unknown_domain_are_refused(llama):
     for domain in (-1, 3):
         with pytest.raises(ConfigurationError, match="oracle"):
             score(llama, [item(P[0], [[5], [6]], "x", domain)], modules=["oracle"])
+
+
+def test_an_oracle_router_that_is_asked_names_the_example_of_unknown_domain(make_iclm):
+    items = [item(P[0], [[5], [6]], "known", 1), item(P[1], [[5], [6]], "stray", -1)]
+    for modules in (["mixture"], ["mixture", "domain_0"]):
+        with pytest.raises(ConfigurationError, match=r"stray.*oracle"):
+            score(make_iclm(num_domains=3, router="oracle"), items, modules=modules)
 
 
 def test_modules_that_need_no_route_are_scored_without_one(make_iclm):

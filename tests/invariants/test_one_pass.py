@@ -16,10 +16,13 @@ AGGREGATORS = [
     {"aggregator": "mix", "mix": "gate"},
     {"aggregator": "mix", "mix": "low_rank"},
     {"aggregator": "concat"},
+    {"aggregator": "logits"},
+    {"aggregator": "probas"},
 ]
 CASES = [(2, 1, 0, AGGREGATORS[1]), (2, 1, 2, AGGREGATORS[3]), (5, 2, 2, AGGREGATORS[2]), (5, 1, 3, AGGREGATORS[0])]
+CASES += [(5, 2, 1, AGGREGATORS[4]), (5, 2, 1, AGGREGATORS[5])]
 BY_ARCHITECTURE = [("llama", *case) for case in CASES]
-BY_ARCHITECTURE += [(a, *case) for a in ("qwen2", "gpt_neox", "gemma3") for case in (CASES[0], CASES[2])]
+BY_ARCHITECTURE += [(a, *case) for a in ("qwen2", "gpt_neox", "gemma3") for case in (CASES[0], CASES[2], CASES[5])]
 WEIGHTS = {"mi_weight": 0.3, "invariant_weight": 0.2, "domain_weight": 0.4, "router_weight": 0.0}
 
 
@@ -57,9 +60,16 @@ def states_one_by_one(model, batch, route):
     return invariant, domain[route.indices, examples].transpose(1, 2)
 
 
-def mix_by_hand(model, invariant, domain):
+def mix_by_hand(model, invariant, domains, weights):
     """What the aggregator's documentation says, written out."""
     aggregator, head = model.aggregator, model.head
+    domain = (domains * weights[..., None]).sum(-2)
+    if model.config.aggregator in ("logits", "probas"):
+        logits = head(torch.cat([invariant[..., None, :], domains], -2))
+        shares = torch.cat([torch.full_like(weights[..., :1], 0.5), weights / 2], -1)[..., None]
+        if model.config.aggregator == "logits":
+            return (logits * shares).sum(-2)
+        return (logits.softmax(-1) * shares).sum(-2).log() + (logits.logsumexp(-1, keepdim=True) * shares).sum(-2)
     if model.config.aggregator == "concat":
         return head.finish(torch.cat([invariant, domain], -1) @ aggregator.weight.T)
     if model.config.mix == "gate":
@@ -74,15 +84,16 @@ def mix_by_hand(model, invariant, domain):
 def loss_by_hand(model, batch, route):
     """The documented loss from one forward pass a module."""
     invariant, domains = states_one_by_one(model, batch, route)
-    domain = (domains * route.weights[:, None, :, None]).sum(2)
+    weights = route.weights[:, None].expand(-1, domains.shape[1], -1)
+    domain = (domains * weights[..., None]).sum(2)
     where = batch["labels"][:, 1:] != -100
     targets = batch["labels"][:, 1:][where]
-    invariant, domain = invariant[:, :-1][where], domain[:, :-1][where]
+    invariant, domain, domains, weights = (side[:, :-1][where] for side in (invariant, domain, domains, weights))
     config = model.config
-    loss = F.cross_entropy(mix_by_hand(model, invariant, domain), targets)
+    loss = F.cross_entropy(mix_by_hand(model, invariant, domains, weights), targets)
     loss = loss + config.invariant_weight * F.cross_entropy(model.head(invariant), targets)
     loss = loss + config.domain_weight * F.cross_entropy(model.head(domain), targets)
-    return loss + config.mi_weight * model.independence(invariant, domain)
+    return loss + config.mi_weight * model.independence(invariant, domain).value
 
 
 def gradients(model, loss):
@@ -102,7 +113,7 @@ def test_mixture_is_the_aggregation_of_modules_run_one_by_one(model, random_prom
     route = some_route(model, 4)
     with torch.no_grad():
         invariant, domains = states_one_by_one(model, batch, route)
-        expected = mix_by_hand(model, invariant, (domains * route.weights[:, None, :, None]).sum(2))
+        expected = mix_by_hand(model, invariant, domains, route.weights[:, None].expand(-1, domains.shape[1], -1))
         assert (invariant - domains[:, :, 0]).abs().max() > 0.1, (
             "the modules must differ for this test to mean something"
         )

@@ -16,7 +16,7 @@ def bank():
     """A bank of four modules of rank 3, scale 2.5, that differ, and its runtime."""
     torch.manual_seed(0)
     runtime = Runtime()
-    bank = LoRABank(nn.Linear(6, 5).requires_grad_(False), 4, 3, 0.0, runtime)
+    bank = LoRABank(nn.Linear(6, 5).requires_grad_(False), range(4), 3, 0.0, runtime)
     for parameter in bank.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter)
@@ -37,7 +37,7 @@ def test_bank_equals_the_module_of_each_row_computed_by_hand(bank, route):
     with runtime.use(activation_of(plan)):
         found = bank(x)
     for row, module in enumerate(plan.module.tolist()):
-        low_rank = bank.lora_B[module] @ bank.lora_A[module] * 2.5
+        low_rank = bank.lora_B[str(module)] @ bank.lora_A[str(module)] * 2.5
         torch.testing.assert_close(found[row], bank.base(x[row]) + x[row] @ low_rank.T)
 
 
@@ -46,7 +46,7 @@ def test_bank_of_one_module_is_scaled_too(bank):
     x = torch.randn(2, 7, 6)
     with runtime.use(activation_of(ActivationPlan.everywhere((3,), 2, None, x.device))):
         found = bank(x)
-    torch.testing.assert_close(found, bank.base(x) + 2.5 * (x @ bank.lora_A[3].T) @ bank.lora_B[3].T)
+    torch.testing.assert_close(found, bank.base(x) + 2.5 * (x @ bank.lora_A["3"].T) @ bank.lora_B["3"].T)
 
 
 def test_bank_without_an_activation_is_the_frozen_layer(bank):
@@ -78,9 +78,9 @@ def test_start_is_kaiming_for_a_and_zero_for_b(make_iclm):
     model = make_iclm(fresh=True, target_modules=["q_proj", "down_proj"])
     for bank in (m for m in model.modules() if isinstance(m, LoRABank)):
         bound = 1 / math.sqrt(bank.base.in_features)
-        for a, b in zip(bank.lora_A, bank.lora_B, strict=True):
+        for a, b in zip(bank.lora_A.values(), bank.lora_B.values(), strict=True):
             assert a.abs().max() <= bound and a.std() > 0.4 * bound and not b.any()
-        assert not torch.equal(bank.lora_A[0], bank.lora_A[1])
+        assert not torch.equal(bank.lora_A["0"], bank.lora_A["1"])
 
 
 PEFT_TARGETS = {"gpt_neox": ["query_key_value", "dense"]}
@@ -96,8 +96,8 @@ def peft_twin(architecture, load_tiny_base, model):
     with torch.no_grad():
         for name, bank in banks.items():
             layer = twin.base_model.model.get_submodule(name)
-            layer.lora_A["default"].weight.copy_(bank.lora_A[0])
-            layer.lora_B["default"].weight.copy_(bank.lora_B[0])
+            layer.lora_A["default"].weight.copy_(bank.lora_A["0"])
+            layer.lora_B["default"].weight.copy_(bank.lora_B["0"])
             copied += 1
     assert copied == sum(isinstance(m, peft.tuners.lora.LoraLayer) for m in twin.modules())
     return twin, banks
@@ -116,7 +116,7 @@ def test_plain_lora_equals_peft_with_the_same_weights(make_iclm, load_tiny_base,
     theirs.backward()
     for name, bank in banks.items():
         layer = twin.base_model.model.get_submodule(name)
-        for mine, other in ((bank.lora_A[0], layer.lora_A), (bank.lora_B[0], layer.lora_B)):
+        for mine, other in ((bank.lora_A["0"], layer.lora_A), (bank.lora_B["0"], layer.lora_B)):
             torch.testing.assert_close(mine.grad, other["default"].weight.grad, rtol=1e-4, atol=1e-5)
 
 

@@ -4,6 +4,10 @@ The log-likelihood of a choice is the sum over its tokens, each given the prompt
 of a choice is predicted, never read, so choices that agree up to their last token need one sequence; those of one problem
 share their prefix (`iclm.model.packing`). Nothing of this changes a score: it equals that of each (prompt, choice) pair
 run on its own.
+
+A mixture may be asked for under three names: "mixture" goes where the router sends each example, "oracle" to the module
+of the true domain, "route_j" to domain module j. One mixture, with or without the invariant module, needs
+R = B * (1 + active) rows; whatever else is asked for gets a row for each module.
 """
 
 from __future__ import annotations
@@ -63,6 +67,57 @@ def chains(choices: Sequence[tuple[int, ...]]) -> list[_Chain]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Request:
+    """What is asked of every batch.
+
+    Attributes:
+        modules: names, each once.
+        mixtures: those of them that mix the invariant module with a domain module.
+        forced: the domain module of each "route_j" among them.
+        every: a row for each module; else those of the only mixture, or of the only module.
+        asked: the router decides.
+    """
+
+    modules: tuple[str, ...]
+    mixtures: tuple[str, ...]
+    forced: dict[str, int]
+    every: bool
+    asked: bool
+
+    @classmethod
+    def of(cls, model: ICLMForCausalLM, modules: Iterable[str]) -> _Request:
+        """Check the names; raises `ConfigurationError` for one that the model cannot answer for."""
+        modules = tuple(dict.fromkeys(modules))
+        domains = model.config.num_domains
+        known = {f"route_{number}": number for number in range(domains)}
+        for module in modules:
+            if module.startswith("route_") and module not in known:
+                right = f"use route_0 to route_{domains - 1}" if known else "it has no domain modules"
+                raise ConfigurationError(f"module {module!r} is none that this model can be routed to; {right}")
+            if module != "oracle" and module not in known:
+                model.module_number(module)
+        forced = {module: known[module] for module in modules if module in known}
+        mixtures = tuple(m for m in modules if domains and (m in ("mixture", "oracle") or m in forced))
+        alone = len(modules) == 1 or (len(mixtures) == 1 and set(modules) == {*mixtures, "invariant"})
+        every = domains > 0 and not alone
+        # the router is asked where the mixture needs its answer, and judged beside the true domains where that costs no row
+        asked = "mixture" in mixtures or ("oracle" in mixtures and every)
+        return cls(modules, mixtures, forced, every, asked)
+
+    def destination(self, module: str, domains: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+        """Domain module of each example [examples] under a mixture's name; None where the router decides.
+
+        Args:
+            domains: true domain of each example, long [examples].
+            like: a tensor [examples] on the device.
+        """
+        if module == "oracle":
+            assert domains is not None
+            return domains
+        return torch.full_like(like, self.forced[module]) if module in self.forced else None
+
+
+@dataclass(frozen=True, slots=True)
 class _Item:
     """One branch to run: the example's number, the chain, and the tokens of prompt and chain."""
 
@@ -86,10 +141,12 @@ def score(
 
     Args:
         model: in evaluation mode.
-        modules: "mixture", "invariant", "domain_i", and "oracle": the mixture routed by the true domain.
+        modules: "mixture", "invariant", "domain_i"; "oracle": the mixture routed by the true domain; "route_j": the mixture
+            with domain module j alone, of weight 1, in place of the router's choice.
         pad: id of the pad token.
         pack: False runs every sequence on its own, with nothing shared.
-        states: keep the states at the token that predicts the answer.
+        states: keep the states at the token that predicts the answer, where a mixture is among the modules; the domain
+            module's are those of the router's choice, or where it is not asked of the first mixture's.
         tokens_per_batch: padded tokens of a batch, at most (a longer pack is a batch of its own).
         progress: called with the number of examples finished.
 
@@ -97,23 +154,20 @@ def score(
         DataError: an example without choices.
         ConfigurationError: an unknown module, or oracle routing of an example whose domain is not known.
     """
-    modules = tuple(dict.fromkeys(modules))
-    for module in modules:
-        if module != "oracle":
-            model.module_number(module)
+    request = _Request.of(model, modules)
     for item in examples:
         if not item.choices:
             raise DataError(f"{item.example.source or 'an example'} has no choices to score; use greedy generation")
-    if "oracle" in modules:
+    if "oracle" in request.modules or (request.asked and model.config.router == "oracle"):
         require_domains(examples, model.config.num_domains)
-    result = Scores({module: [np.full(len(item.choices), np.nan) for item in examples] for module in modules})
+    result = Scores({module: [np.full(len(item.choices), np.nan) for item in examples] for module in request.modules})
     result.routes = np.full(len(examples) if model.router is not None else 0, -1, dtype=int)
     kept: dict[str, dict[int, np.ndarray]] = {"invariant": {}, "domain": {}}
     seen: set[int] = set()
     with torch.inference_mode():
         for packs, items in _batches(examples, pack, tokens_per_batch):
             batch = collate(packs, pad)
-            _score_batch(model, batch, items, modules, result, kept if states else None)
+            _score_batch(model, batch, items, request, result, kept if states and request.mixtures else None)
             if progress is not None:
                 progress(len({item.number for item in items} - seen))
                 seen |= {item.number for item in items}
@@ -166,7 +220,7 @@ def _score_batch(
     model: ICLMForCausalLM,
     batch: dict[str, torch.Tensor],
     items: list[_Item],
-    modules: tuple[str, ...],
+    request: _Request,
     result: Scores,
     kept: dict[str, dict[int, np.ndarray]] | None,
 ) -> None:
@@ -175,13 +229,10 @@ def _score_batch(
     packing = Packing.of(batch["branch_ids"].to(device)) if "branch_ids" in batch else None
     where = _Positions(items, batch, packing)
     domains = batch["domain_ids"].to(device) if "domain_ids" in batch else None
-    # one module alone needs its own row only, one mixture two; anything more gets a row for each module
-    every = len(modules) > 1 and model.config.num_domains > 0
-    # the router is asked where the mixture needs its answer, and judged beside the true domains where that costs no row
-    asked = "mixture" in modules or ("oracle" in modules and every)
+    anywhere = torch.zeros(len(items), dtype=torch.long, device=device)
     given = None
-    if not asked and model.router is not None:
-        given = domains if "oracle" in modules else torch.zeros(len(items), dtype=torch.long, device=device)
+    if not request.asked and model.router is not None:
+        given = request.destination(request.mixtures[0], domains, anywhere) if request.mixtures else anywhere
     encoded = model.encode(
         ids,
         batch["attention_mask"].to(device),
@@ -189,8 +240,8 @@ def _score_batch(
         prompt_mask=where.prompt.to(device),
         domain_ids=domains,
         route=given,
-        module="mixture" if every or modules == ("oracle",) else modules[0],
-        every_module=every,
+        module="mixture" if request.every or request.mixtures else request.modules[0],
+        every_module=request.every,
     )
     examples, positions = where.examples.to(device), where.positions.to(device)
     states = encoded.at(examples, positions)
@@ -200,12 +251,13 @@ def _score_batch(
             result.routes[item.number] = first[index]
     if kept is not None and encoded.route is not None:
         at = examples.new_tensor(where.starts)
-        invariant, domain = _sides(states[at], encoded.route.indices, every)
+        invariant, domain = _sides(states[at], encoded.route.indices, request.every)
         for index, item in enumerate(items):
             kept["invariant"][item.number] = invariant[index].float().cpu().numpy()
             kept["domain"][item.number] = domain[index, 0].float().cpu().numpy()
-    for module in modules:
-        logits = _module_logits(model, encoded, states, examples, module, domains, every)
+    for module in request.modules:
+        to = request.destination(module, domains, anywhere)
+        logits = _module_logits(model, encoded, states, examples, module, to, request.every)
         table = torch.log_softmax(logits.float(), dim=-1)
         for index, item in enumerate(items):
             rows = table[where.starts[index] : where.starts[index] + len(item.chain.tokens) + 1]
@@ -262,20 +314,21 @@ def _module_logits(
     states: torch.Tensor,
     examples: torch.Tensor,
     module: str,
-    domains: torch.Tensor | None,
+    to: torch.Tensor | None,
     every: bool,
 ) -> torch.Tensor:
-    """Logits [n, vocabulary] of one module at the states [n, width, hidden] of the given examples [n]."""
+    """Logits [n, vocabulary] of one module at the states [n, width, hidden] of the given examples [n].
+
+    Args:
+        to: the domain module of every example of the batch, for a mixture that does not follow the router.
+    """
     if encoded.plan.width == 1:
         return model.head(states[:, 0])
-    if module not in ("mixture", "oracle"):
+    if module != "mixture" and to is None:
         number = model.module_number(module)
         assert number is not None
         return model.head(states[:, number])
-    route = encoded.route
-    if module == "oracle":
-        assert domains is not None
-        route = Route.to(domains)
+    route = encoded.route if to is None else Route.to(to)
     assert route is not None
     invariant, domain = _sides(states, route.indices[examples], every)
     return model.mix(invariant, domain, route.weights[examples])

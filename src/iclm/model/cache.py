@@ -22,6 +22,18 @@ class ICLMCache(DynamicCache):
         self.plan: ActivationPlan | None = None
         self.route: Route | None = None
 
+    def keep(self, plan: ActivationPlan, route: Route | None, fixed: tuple[int, ...]) -> None:
+        """Keep what was decided on the prompt, for all tokens after it.
+
+        Args:
+            plan, route: of the prompt; where routing is by token, later tokens follow the last one.
+            fixed: the modules of every example in a mixture.
+        """
+        if route is not None and route.tokens is not None:
+            route = Route(route.indices, route.weights)
+            plan = ActivationPlan.mixture(route, fixed=fixed)
+        self.plan, self.route = plan, route
+
     def rows_of(self, examples: torch.Tensor) -> torch.Tensor:
         """Row numbers [n * width] of the examples [n] named by index."""
         width = self.plan.width if self.plan is not None else 1

@@ -1,9 +1,10 @@
 """The five terms of the loss, at the labelled tokens only.
 
-    loss = LM(mixture) + w_router router + w_mi MI + w_inv LM(invariant) + w_dom LM(domain)
+    loss = LM(mixture) + w_router router + w_mi MI + w_inv LM(invariant) + w_dom LM(domain)  ( + critic )
 
 LM is the mean negative log-likelihood of the labelled tokens; under gradient accumulation every term is the batch's share
-of the accumulated step, so that accumulation changes nothing. Gendron et al. 2024, section 3.
+of the accumulated step, so that accumulation changes nothing. The critic's term is there where the estimate of MI has
+parameters of its own; it moves nothing else. Gendron et al. 2024, section 3.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from iclm.model.aggregator import weigh
 from iclm.model.outputs import Encoded
 from iclm.model.packing import Packing
 
@@ -53,21 +55,26 @@ def five_term_loss(
     def nll(logits: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits.float(), targets, reduction="sum") / count
 
-    terms = {"lm": nll(model.logits(encoded, states, examples))}
+    terms = {"lm": nll(model.logits(encoded, states, examples, positions))}
     loss = terms["lm"]
-    if encoded.plan.width > 1 and encoded.route is not None and model.independence is not None:
-        invariant = states[:, 0]
-        domain = weigh(states[:, 1:], encoded.route.weights[examples])
+    if encoded.route is not None:
         share = len(targets) / count
-        if config.invariant_weight:
-            terms["invariant"] = nll(model.head(invariant))
-            loss = loss + config.invariant_weight * terms["invariant"]
-        if config.domain_weight:
-            terms["domain"] = nll(model.head(domain))
-            loss = loss + config.domain_weight * terms["domain"]
-        if config.mi_weight:
-            terms["mi"] = share * model.independence(invariant, domain)
-            loss = loss + config.mi_weight * terms["mi"]
+        invariant, domains, weights = encoded.sides(states, examples, positions)
+        if invariant is not None and model.independence is not None:
+            domain = weigh(domains, weights)
+            if config.invariant_weight:
+                terms["invariant"] = nll(model.head(invariant))
+                loss = loss + config.invariant_weight * terms["invariant"]
+            if config.domain_weight:
+                terms["domain"] = nll(model.head(domain))
+                loss = loss + config.domain_weight * terms["domain"]
+            if config.mi_weight:
+                found = model.independence(invariant, domain)
+                terms["mi"] = share * found.value
+                loss = loss + config.mi_weight * model.mi_scale * terms["mi"]
+                if found.critic is not None:
+                    terms["critic"] = share * found.critic
+                    loss = loss + terms["critic"]
         if config.router_weight and encoded.route.loss is not None:
             terms["router"] = share * encoded.route.loss
             loss = loss + config.router_weight * terms["router"]
@@ -84,10 +91,3 @@ def before_labels(labels: torch.Tensor, branch_ids: torch.Tensor | None = None) 
         own = branch_ids == number
         prompt &= ~own | ((labelled & own).long().cumsum(-1) == 0)
     return prompt
-
-
-def weigh(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted sum [n, hidden] of domain states [n, active, hidden] with weights [n, active]."""
-    if states.shape[1] == 1:
-        return states[:, 0]
-    return (states * weights[..., None].to(states.dtype)).sum(1)

@@ -20,23 +20,24 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from iclm.errors import BackboneError, ConfigurationError
 from iclm.model import checkpoint
-from iclm.model.aggregator import build_aggregator
+from iclm.model.aggregator import build_aggregator, weigh
 from iclm.model.backbone import Head, anatomy, check_head, fingerprint, freeze, load_base, require_decoder
 from iclm.model.cache import ICLMCache
 from iclm.model.configuration_iclm import ICLMConfig
 from iclm.model.generation import RoutedGenerationMixin
-from iclm.model.independence import PluginMutualInformation
-from iclm.model.losses import before_labels, five_term_loss, weigh
+from iclm.model.independence import build_independence
+from iclm.model.losses import before_labels, five_term_loss
 from iclm.model.modules import Activation, AdaptedLayer, LoRABank, Runtime, adapt
-from iclm.model.outputs import Encoded, EnoughError, ICLMOutput
+from iclm.model.outputs import Encoded, ICLMOutput
 from iclm.model.packing import Packing
 from iclm.model.plan import INVARIANT, ActivationPlan, Route
-from iclm.model.router import Prompt, VQRouter, build_router, check_domains, pool
+from iclm.model.router import build_router
+from iclm.model.routing import RoutingMixin
 
 BASE_OPTIONS = ("attn_implementation", "revision", "token", "local_files_only")
 
 
-class ICLMForCausalLM(PreTrainedModel, RoutedGenerationMixin):
+class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
     """A pretrained causal language model with one invariant and K routed domain modules.
 
     Make one with `from_base`, load one with `from_pretrained`. Only its own parameters are trained and saved; the base
@@ -82,7 +83,8 @@ class ICLMForCausalLM(PreTrainedModel, RoutedGenerationMixin):
         self.runtime = Runtime()
         self.router = build_router(config)
         self.aggregator = build_aggregator(config, base.get_output_embeddings())
-        self.independence = PluginMutualInformation(config) if config.method == "iclm" else None
+        self.independence = None if self.aggregator is None else build_independence(config)
+        self.mi_scale = 1.0  # of mi_weight; a schedule moves it
         adapt(base.get_submodule(parts.layers_path), config, self.runtime)
         for module in (self.router, self.aggregator, self.independence):
             if module is not None:
@@ -239,8 +241,9 @@ class ICLMForCausalLM(PreTrainedModel, RoutedGenerationMixin):
 
     def module_number(self, name: str) -> int | None:
         """Number of a module in the bank: 0 for "invariant", 1 + i for "domain_i", None for "mixture"."""
-        if name not in self.config.module_names and name != "invariant":
-            raise ConfigurationError(f"module {name!r} is unknown; use one of {', '.join(self.config.module_names)}")
+        known = self.config.module_names
+        if name not in known and not (name == "invariant" and self.config.num_domains == 0):
+            raise ConfigurationError(f"module {name!r} is unknown; use one of {', '.join(known)}")
         if name == "mixture":
             return INVARIANT if self.config.num_domains == 0 else None
         return INVARIANT if name == "invariant" else 1 + int(name.removeprefix("domain_"))
@@ -291,61 +294,27 @@ class ICLMForCausalLM(PreTrainedModel, RoutedGenerationMixin):
             shared = None if packing is None else owner
             if number is not None:
                 return ActivationPlan.everywhere((number,), batch, shared, input_ids.device)
-            readable = self._readable(mask[:, past:], prompt_mask, packing)
-            decision[0] = self._decide(route, Prompt(input_ids, readable, owner, hidden, domain_ids))
+            decision[0] = self._decide(
+                route, self._prompt(input_ids, mask[:, past:], hidden, prompt_mask, packing, domain_ids)
+            )
             if every_module:
-                return ActivationPlan.everywhere(tuple(range(self.config.num_modules)), batch, shared, input_ids.device)
+                return ActivationPlan.everywhere(self.config.modules, batch, shared, input_ids.device, decision[0])
             assert decision[0] is not None
-            return ActivationPlan.mixture(decision[0], shared, batch)
+            return ActivationPlan.mixture(decision[0], shared, batch, fixed)
 
+        fixed = tuple(m for m in self.config.modules if m == INVARIANT)
         activation = Activation(make_plan, self.config.lora_rank, self.config.lora_alpha / self.config.lora_rank)
+        if self.config.feature_layer > (self.config.split_layer or 0):
+            decided = past_key_values is not None and past_key_values.plan is not None
+            asked = not decided and number is None and route is None
+            activation.route(self._read(input_ids, mask, packing) if asked else input_ids, self.dtype)
         if use_cache and past_key_values is None:
             past_key_values = ICLMCache(self.base.config, self.config.split_layer or 0)
         hidden = self._run_decoder(activation, input_ids, mask, packing, past_key_values)
         assert activation.plan is not None
         if past_key_values is not None:
-            past_key_values.plan, past_key_values.route = activation.plan, decision[0]
+            past_key_values.keep(activation.plan, decision[0], fixed)
         return Encoded(hidden, activation.plan, decision[0], past_key_values if use_cache else None)
-
-    def _run_decoder(
-        self,
-        activation: Activation,
-        input_ids: torch.Tensor,
-        mask: torch.Tensor,
-        packing: Packing | None,
-        cache: ICLMCache | None = None,
-    ) -> torch.Tensor:
-        if packing is None:
-            positions = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, mask.shape[1] - input_ids.shape[1] :]
-            attention: Any = mask
-        else:
-            positions = packing.positions
-            attention = packing.attention(self.base.config.get_text_config(decoder=True), self.dtype)
-        with self.runtime.use(activation):
-            output = self.get_decoder()(
-                input_ids=input_ids,
-                attention_mask=attention,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        return output.last_hidden_state
-
-    @staticmethod
-    def _readable(mask: torch.Tensor, prompt_mask: torch.Tensor | None, packing: Packing | None) -> torch.Tensor:
-        readable = mask.bool() if prompt_mask is None else prompt_mask.bool() & mask.bool()
-        return readable if packing is None else packing.readable(readable)
-
-    def _decide(self, route: torch.Tensor | Route | None, prompt: Prompt) -> Route | None:
-        if self.router is None:
-            return None
-        if isinstance(route, Route):
-            return route
-        if route is not None:
-            if route.shape[0] != prompt.examples:
-                raise ConfigurationError(f"route is for {route.shape[0]} examples; the batch has {prompt.examples}")
-            return Route.to(check_domains(route, self.config.num_domains))
-        return self.router(prompt)
 
     def forward(
         self,
@@ -399,7 +368,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutedGenerationMixin):
         first = tokens - logits_to_keep if logits_to_keep else 0
         examples = torch.arange(batch, device=input_ids.device).repeat_interleave(tokens - first)
         positions = torch.arange(first, tokens, device=input_ids.device).repeat(batch)
-        logits = self.logits(encoded, encoded.at(examples, positions), examples)
+        logits = self.logits(encoded, encoded.at(examples, positions), examples, positions)
         return ICLMOutput(
             logits=logits.unflatten(0, (batch, tokens - first)),
             past_key_values=encoded.cache,
@@ -414,81 +383,19 @@ class ICLMForCausalLM(PreTrainedModel, RoutedGenerationMixin):
         """The shared head: the base model's own."""
         return Head.of(self.base)
 
-    def logits(self, encoded: Encoded, states: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
-        """Logits [n, vocabulary] of states [n, width, hidden] that belong to the given examples [n]."""
-        if encoded.plan.width == 1:
-            return self.head(states[:, 0])
-        assert encoded.route is not None
-        return self.mix(states[:, 0], states[:, 1:], encoded.route.weights[examples])
-
-    def mix(self, invariant: torch.Tensor, domains: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Logits of the mixture: states [n, hidden], [n, active, hidden] and weights [n, active]."""
-        assert self.aggregator is not None
-        return self.aggregator(invariant, weigh(domains, weights), self.head)
-
-    # -- router --------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def router_features(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        prompt_mask: torch.Tensor | None = None,
-        packing: Packing | None = None,
+    def logits(
+        self, encoded: Encoded, states: torch.Tensor, examples: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
-        """Pooled features [examples, hidden] of the prompts at the router's layer; a pure function of the text."""
-        readable = self._readable(attention_mask, prompt_mask, packing)
-        owner = packing.owner if packing is not None else torch.arange(len(input_ids), device=input_ids.device)
+        """Logits [n, vocabulary] of the states [n, width, hidden] at n (example, position) pairs."""
+        if encoded.route is None:
+            return self.head(states[:, 0])
+        return self.mix(*encoded.sides(states, examples, positions))
 
-        def stop(hidden: torch.Tensor) -> ActivationPlan:
-            raise EnoughError(pool(Prompt(input_ids, readable, owner, hidden)))
-
-        return self._run_trunk(stop, input_ids, attention_mask, packing)
-
-    @torch.no_grad()
-    def route(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, domain_ids: torch.Tensor | None = None
-    ) -> Route | None:
-        """The router's decision for a batch of prompts [batch, tokens]; None for plain LoRA. Runs the trunk only."""
-        if self.router is None:
-            return None
-        owner = torch.arange(len(input_ids), device=input_ids.device)
-        readable = attention_mask.bool()
-
-        def stop(hidden: torch.Tensor) -> ActivationPlan:
-            assert self.router is not None
-            raise EnoughError(self.router(Prompt(input_ids, readable, owner, hidden, domain_ids)))
-
-        return self._run_trunk(stop, input_ids, attention_mask, None)
-
-    def _run_trunk(
-        self, stop: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, packing: Packing | None
-    ) -> Any:
-        try:
-            self._run_decoder(Activation(stop, 1, 1.0), input_ids, attention_mask, packing)
-        except EnoughError as enough:
-            return enough.found
-        raise AssertionError("the decoder ran past the router's layer")
-
-    def fit_router(self, batches: Iterable[dict[str, torch.Tensor]]) -> int:
-        """Start the router from batches of training examples (keys as for `forward`); returns how many there were.
-
-        A router that learns nothing from examples is left as it is, and 0 is returned.
-        """
-        if not isinstance(self.router, VQRouter):
-            return 0
-        features = []
-        for given in batches:
-            batch = {name: tensor.to(self.device) for name, tensor in given.items()}
-            branch_ids = batch.get("branch_ids")
-            prompt = batch.get("prompt_mask")
-            if prompt is None and "labels" in batch:
-                prompt = before_labels(batch["labels"], branch_ids)
-            packing = None if branch_ids is None else Packing.of(branch_ids)
-            features.append(self.router_features(batch["input_ids"], batch["attention_mask"], prompt, packing))
-        joined = torch.cat(features)
-        self.router.fit(joined)
-        return len(joined)
+    def mix(self, invariant: torch.Tensor | None, domains: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Logits of the mixture: states [n, hidden], [n, active, hidden] and weights [n, active] (`Encoded.sides`)."""
+        if invariant is None or self.aggregator is None:
+            return self.head(weigh(domains, weights))
+        return self.aggregator(invariant, domains, weights, self.head)
 
 
 AutoConfig.register("iclm", ICLMConfig)

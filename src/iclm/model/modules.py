@@ -12,7 +12,7 @@ optimizer leaves it and its state alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,11 +41,15 @@ class Activation:
         self.gate: torch.Tensor | None = None
         self.scale = scale
 
-    def route(self, hidden: torch.Tensor) -> None:
-        """Decide the plan from the hidden states at the router's layer."""
+    def route(self, hidden: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        """Decide the plan from the hidden states at the router's layer; once.
+
+        Args:
+            dtype: of the activations that the plan is for; None means that of `hidden`.
+        """
         if self.plan is None:
             self.plan = self._make_plan(hidden)
-            self.gate = self.plan.gate(self._rank, self._scale, hidden.dtype)
+            self.gate = self.plan.gate(self._rank, self._scale, dtype or hidden.dtype)
 
     def expand(self, value: Any) -> Any:
         """Expand to rows every tensor in `value` whose first dimension is the batch; remembered for the next layers."""
@@ -85,28 +89,29 @@ class LoRABank(nn.Module):
 
     Args:
         base: the frozen layer, [out, in].
-        num_modules, rank, dropout: M, r, and the dropout probability before A.
+        modules: their numbers, 0 for the invariant module, 1 + i for domain module i.
+        rank, dropout: r, and the dropout probability before A.
         runtime: shared by all banks of a model.
     """
 
-    def __init__(self, base: nn.Linear, num_modules: int, rank: int, dropout: float, runtime: Runtime) -> None:
+    def __init__(self, base: nn.Linear, modules: Sequence[int], rank: int, dropout: float, runtime: Runtime) -> None:
         super().__init__()
         self.base = base
         self.rank, self.dropout = rank, dropout
         self.runtime = runtime
         device = base.weight.device
-        self.lora_A = nn.ParameterList(
-            nn.Parameter(torch.empty(rank, base.in_features, device=device)) for _ in range(num_modules)
+        self.lora_A = nn.ParameterDict(
+            {str(m): nn.Parameter(torch.empty(rank, base.in_features, device=device)) for m in modules}
         )
-        self.lora_B = nn.ParameterList(
-            nn.Parameter(torch.zeros(base.out_features, rank, device=device)) for _ in range(num_modules)
+        self.lora_B = nn.ParameterDict(
+            {str(m): nn.Parameter(torch.zeros(base.out_features, rank, device=device)) for m in modules}
         )
 
     def reset(self, generator: torch.Generator) -> None:
         """Start each A uniformly in +-1/sqrt(in) (the usual Kaiming start of LoRA) and each B at zero."""
         bound = 1 / math.sqrt(self.base.in_features)
         with torch.no_grad():
-            for a, b in zip(self.lora_A, self.lora_B, strict=True):
+            for a, b in zip(self.lora_A.values(), self.lora_B.values(), strict=True):
                 a.copy_((torch.rand(a.shape, generator=generator) * 2 - 1) * bound)
                 b.zero_()
 
@@ -117,8 +122,8 @@ class LoRABank(nn.Module):
         if activation is None or activation.plan is None:
             return output
         modules = activation.plan.active
-        a = _stack([self.lora_A[m] for m in modules], 0, x.dtype)
-        b = _stack([self.lora_B[m] for m in modules], 1, x.dtype)
+        a = _stack([self.lora_A[str(m)] for m in modules], 0, x.dtype)
+        b = _stack([self.lora_B[str(m)] for m in modules], 1, x.dtype)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         low = F.linear(x, a)
@@ -208,7 +213,6 @@ def adapt(layers: nn.ModuleList, config: ICLMConfig, runtime: Runtime) -> None:
         ConfigurationError: the configuration's target_modules match nothing.
     """
     assert config.split_layer is not None
-    reads = config.split_layer if config.router_layer is None else config.router_layer
     generator = torch.Generator().manual_seed(config.seed)
     for index in range(len(layers)):
         adapted = index >= config.split_layer
@@ -217,9 +221,9 @@ def adapt(layers: nn.ModuleList, config: ICLMConfig, runtime: Runtime) -> None:
             for name in target_linears(layer, config.target_modules):
                 linear = layer.get_submodule(name)
                 assert isinstance(linear, nn.Linear)
-                bank = LoRABank(linear, config.num_modules, config.lora_rank, config.lora_dropout, runtime)
+                bank = LoRABank(linear, config.modules, config.lora_rank, config.lora_dropout, runtime)
                 bank.reset(generator)
                 parent, _, leaf = name.rpartition(".")
                 setattr(layer.get_submodule(parent), leaf, bank)
-        if adapted or index == reads:
-            layers[index] = AdaptedLayer(layers[index], runtime, adapted=adapted, routes=index == reads)
+        if adapted or index == config.feature_layer:
+            layers[index] = AdaptedLayer(layers[index], runtime, adapted=adapted, routes=index == config.feature_layer)

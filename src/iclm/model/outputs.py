@@ -8,7 +8,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from iclm.model.cache import ICLMCache
-from iclm.model.plan import ActivationPlan, Route
+from iclm.model.plan import INVARIANT, ActivationPlan, Route
 
 
 @dataclass
@@ -52,10 +52,32 @@ class Encoded:
         """States [n, width, hidden] in the slots of n (example, position) pairs."""
         return self.hidden[self.plan.slots.index_select(0, examples), positions[:, None]]
 
+    def sides(
+        self, states: torch.Tensor, examples: torch.Tensor, positions: torch.Tensor, route: Route | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """The two sides of the mixture at n (example, position) pairs.
+
+        Args:
+            states: what `at` gave for them, [n, width, hidden].
+            route: another than the router's, one decision an example; needs a row for every module.
+
+        Returns:
+            States of the invariant module [n, hidden] (None where it is left out), states [n, active, hidden] of the routed
+            domain modules, and their weights [n, active].
+        """
+        fixed, chosen = self.plan.fixed, route if route is not None else self.route
+        assert chosen is not None
+        indices, weights = chosen.at(examples, positions)
+        invariant = states[:, fixed.index(INVARIANT)] if INVARIANT in fixed else None
+        if route is None and self.plan.width > len(fixed):
+            return invariant, states[:, len(fixed) :], weights
+        first = fixed.index(1)  # domain modules follow each other
+        return invariant, states.gather(1, first + indices[..., None].expand(-1, -1, states.shape[-1])), weights
+
 
 class EnoughError(Exception):
-    """Ends a forward pass at the router's layer, and carries what was found there: features or a route."""
+    """Ends a forward pass at the router's layer, and carries the hidden states found there."""
 
-    def __init__(self, found: torch.Tensor | Route) -> None:
+    def __init__(self, found: torch.Tensor) -> None:
         super().__init__()
         self.found = found

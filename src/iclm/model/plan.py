@@ -11,11 +11,14 @@
 An idle domain module has no row and so costs nothing, whatever K is. The plan is plain index tensors: expanding the
 sequences to rows is one `index_select`, choosing the module of a row is one gate, and an example finds its rows in its
 slots: the invariant module first, then its active domain modules.
+
+Where routing is by token, a domain row belongs to no single module: each of its tokens has one (`token_module`), and the
+row count is the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -75,8 +78,30 @@ class Route:
         return self.tokens.indices[sequences, positions], self.tokens.weights[sequences, positions]
 
     def select(self, examples: torch.Tensor) -> Route:
-        """The routes of the examples named by index, in that order."""
+        """The routes of the examples named by index, in that order; for what follows their prompts."""
         return Route(self.indices.index_select(0, examples), self.weights.index_select(0, examples))
+
+    def dense(self, num_domains: int) -> torch.Tensor:
+        """The weights of all domain modules, float [examples, K]: exactly zero for those that are not active."""
+        return torch.zeros(len(self.indices), num_domains).to(self.weights).scatter(1, self.indices, self.weights)
+
+    def extended(self, tokens: int) -> Route:
+        """The same decision for sequences that have grown to so many tokens: new tokens follow their example's last."""
+        known = self.tokens
+        if known is None or known.read.shape[1] >= tokens:
+            return self
+        grown = tokens - known.read.shape[1]
+
+        def grow(values: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+            return torch.cat([values, last[:, None].expand(-1, grown, *last.shape[1:])], dim=1)
+
+        wider = TokenRoute(
+            grow(known.indices, self.indices),
+            grow(known.weights, self.weights),
+            known.owner,
+            grow(known.read, torch.zeros_like(known.read[:, 0])),
+        )
+        return replace(self, tokens=wider)
 
 
 @dataclass(frozen=True)
@@ -85,10 +110,12 @@ class ActivationPlan:
 
     Attributes:
         sequence: the sequence that each row continues, long [rows].
-        module: the module of each row, long [rows].
-        slots: the rows of each example, long [examples, width]; slot 0 is the invariant module's in a mixture.
+        module: the module of each row, long [rows]; -1 where each token has its own.
+        slots: the rows of each example, long [examples, width].
         sequences: B, the number of sequences.
         active: the modules that any row uses, in ascending order, on the host.
+        fixed: the modules of the first slots, the same for every example; the slots after them hold the routed modules.
+        token_module: the module of each token of each row, long [rows, tokens]; None where each row has one.
     """
 
     sequence: torch.Tensor
@@ -96,42 +123,78 @@ class ActivationPlan:
     slots: torch.Tensor
     sequences: int
     active: tuple[int, ...]
+    fixed: tuple[int, ...] = ()
+    token_module: torch.Tensor | None = None
 
     @classmethod
-    def regular(cls, module: torch.Tensor, active: tuple[int, ...] | None = None) -> ActivationPlan:
+    def regular(
+        cls, module: torch.Tensor, active: tuple[int, ...] | None = None, fixed: tuple[int, ...] = ()
+    ) -> ActivationPlan:
         """One example a sequence, with these modules [batch, width] side by side: row b * width + j."""
         batch, width = module.shape
         rows = torch.arange(batch * width, device=module.device)
         active = tuple(torch.unique(module).tolist()) if active is None else active
-        return cls(rows // width, module.reshape(-1), rows.view(batch, width), batch, active)
+        return cls(rows // width, module.reshape(-1), rows.view(batch, width), batch, active, fixed)
 
     @classmethod
-    def mixture(cls, route: Route, owner: torch.Tensor | None = None, sequences: int | None = None) -> ActivationPlan:
+    def mixture(
+        cls,
+        route: Route,
+        owner: torch.Tensor | None = None,
+        sequences: int | None = None,
+        fixed: tuple[int, ...] = (INVARIANT,),
+    ) -> ActivationPlan:
         """The invariant module and the routed domain modules of each example.
 
         Args:
             route: of each example.
             owner: the sequence of each example, long [examples]; None means one example a sequence.
             sequences: their number, needed with `owner`.
+            fixed: modules that every example gets besides; the invariant one, unless it is left out.
         """
-        invariant = route.indices.new_full((route.indices.shape[0], 1), INVARIANT)
-        module = torch.cat([invariant, 1 + route.indices], dim=1)
+        if route.tokens is not None:
+            return cls._by_token(route.tokens, fixed)
+        same = torch.tensor(fixed, dtype=torch.long, device=route.indices.device).expand(len(route.indices), -1)
+        module = torch.cat([same, 1 + route.indices], dim=1)
         if owner is None or sequences is None:
-            return cls.regular(module)
+            return cls.regular(module, fixed=fixed)
         # examples of one sequence that use the same module share its row
         count = int(module.max()) + 1
         pairs, slots = torch.unique(owner[:, None] * count + module, return_inverse=True)
-        return cls(pairs // count, pairs % count, slots, sequences, tuple(torch.unique(pairs % count).tolist()))
+        active = tuple(torch.unique(pairs % count).tolist())
+        return cls(pairs // count, pairs % count, slots, sequences, active, fixed)
+
+    @classmethod
+    def _by_token(cls, tokens: TokenRoute, fixed: tuple[int, ...]) -> ActivationPlan:
+        """Rows of the fixed modules, then one for each choice of the tokens; all examples of a sequence share them."""
+        batch, length, active = tokens.indices.shape
+        same = torch.tensor(fixed, dtype=torch.long, device=tokens.indices.device)
+        of_token = torch.cat(
+            [same[None, :, None].expand(batch, -1, length), 1 + tokens.indices.transpose(1, 2)], dim=1
+        ).reshape(-1, length)
+        module = torch.cat([same, same.new_full((active,), -1)]).expand(batch, -1)
+        used = tuple(torch.unique(of_token).tolist())
+        plan = cls.regular(module, used, fixed)
+        return replace(plan, slots=plan.slots.index_select(0, tokens.owner), token_module=of_token)
 
     @classmethod
     def everywhere(
-        cls, modules: tuple[int, ...], sequences: int, owner: torch.Tensor | None, device: torch.device
+        cls,
+        modules: tuple[int, ...],
+        sequences: int,
+        owner: torch.Tensor | None,
+        device: torch.device,
+        route: Route | None = None,
     ) -> ActivationPlan:
-        """The same modules for every sequence; an example's slot j is modules[j]."""
-        plan = cls.regular(torch.tensor(modules, device=device).expand(sequences, -1), tuple(sorted(modules)))
-        if owner is None:
-            return plan
-        return cls(plan.sequence, plan.module, plan.slots.index_select(0, owner), sequences, plan.active)
+        """The same modules for every sequence; an example's slot j is modules[j].
+
+        Args:
+            route: where it is by token, its rows follow those of the modules: they are no combination of them.
+        """
+        if route is not None and route.tokens is not None:
+            return cls._by_token(route.tokens, modules)
+        plan = cls.regular(torch.tensor(modules, device=device).expand(sequences, -1), tuple(sorted(modules)), modules)
+        return plan if owner is None else replace(plan, slots=plan.slots.index_select(0, owner))
 
     @property
     def rows(self) -> int:
@@ -149,15 +212,17 @@ class ActivationPlan:
 
     def select(self, examples: torch.Tensor) -> ActivationPlan:
         """The plan of the examples named by index, in that order; one example a sequence."""
-        return self.regular(self.module.view(self.sequences, -1).index_select(0, examples), self.active)
+        module = self.module.view(self.sequences, -1).index_select(0, examples)
+        return self.regular(module, self.active, self.fixed)
 
     def gate(self, rank: int, scale: float, dtype: torch.dtype) -> torch.Tensor | None:
-        """The gate of the module bank: float [rows, 1, active * rank], `scale` on the rank columns of a row's module.
+        """The gate of the module bank: float [rows, 1 or tokens, active * rank], `scale` on the columns of a row's module.
 
         None if all rows use the same module: there is nothing to gate then.
         """
         if len(self.active) == 1:
             return None
         active = torch.tensor(self.active, device=self.module.device)
-        one_hot = (self.module[:, None] == active).to(dtype) * scale
-        return one_hot.repeat_interleave(rank, dim=1)[:, None, :]
+        module = self.module[:, None] if self.token_module is None else self.token_module
+        one_hot = (module[..., None] == active).to(dtype) * scale
+        return one_hot.repeat_interleave(rank, dim=-1)

@@ -1,4 +1,13 @@
-"""ICLMTrainer: transformers' Trainer for packs of examples, an ICLM's parameter groups and its five loss terms."""
+"""ICLMTrainer: transformers' Trainer for packs of examples, an ICLM's parameter groups and its five loss terms.
+
+The groups of the optimizer, each with a peak learning rate of its own and all on one schedule:
+
+    adapters        training.learning_rate             weight decay
+    invariant       learning_rate * invariant_rate     weight decay; only where a stage slows the invariant module
+    aggregator.*    aggregator_learning_rate           weight decay
+    router.*        router_learning_rate
+    independence.*  critic_learning_rate
+"""
 
 from __future__ import annotations
 
@@ -9,11 +18,14 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from iclm.data.collation import LengthBucketedBatches, Pack, collate
 from iclm.model import checkpoint
+from iclm.model.health import CollapseWatch, RouterHealth
 from iclm.model.modeling_iclm import ICLMForCausalLM
+from iclm.training.batches import EvenBatches
+from iclm.training.stages import Ramp, Rates, Stage, is_invariant
 
 
 def router_batches(
@@ -34,12 +46,22 @@ def checkpoint_step(folder: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
+class _CompleteLog(TrainerCallback):
+    """Logs at every checkpoint and at the end too, so that no step is missing from the log of a resumed training."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a line."""
+        if control.should_save or state.global_step >= state.max_steps:
+            control.should_log = True
+
+
 class ICLMTrainer(Trainer):
     """Trains an ICLM, or plain LoRA, on packs.
 
     Beyond transformers' Trainer: batches of packs of similar length in an order that depends on seed and epoch alone, the
-    router's start from the first batches, a learning rate of its own for the aggregator, the loss terms in the log, and
-    checkpoints of our own parameters only. Everything else (Accelerate, integrations, resuming) is the Trainer's.
+    router's start from the first batches, learning rates by kind of parameter, a schedule for the independence loss, loss
+    terms and router health in the log, stages, and checkpoints of our own parameters only. Everything else (Accelerate,
+    integrations, resuming) is the Trainer's.
 
     Args:
         model: in any mode.
@@ -47,7 +69,9 @@ class ICLMTrainer(Trainer):
         train_dataset, eval_dataset: packs.
         pad: id of the pad token.
         router_examples: how many examples the router is started from.
-        aggregator_learning_rate: None means that of the adapters.
+        rates: learning rates of aggregator, router and critics.
+        independence: weight of the independence loss over the steps; None means the same in all.
+        stage: what is trained; its `epochs` are those of `args`. None means a joint training.
         kwargs: passed on to the Trainer.
     """
 
@@ -63,13 +87,18 @@ class ICLMTrainer(Trainer):
         *,
         pad: int = 0,
         router_examples: int = 256,
-        aggregator_learning_rate: float | None = None,
+        rates: Rates | None = None,
+        independence: Ramp | None = None,
+        stage: Stage | None = None,
         **kwargs: Any,
     ) -> None:
         self.router_examples, self.pad = router_examples, pad
-        self.aggregator_learning_rate = aggregator_learning_rate
+        self.rates, self.independence, self.stage = rates or Rates(), independence or Ramp(), stage or Stage()
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._logged_step = 0
+        domains = (branch.domain for pack in train_dataset or () for branch in pack.branches)
+        self._health = RouterHealth(model.config.num_domains, 1 + max(domains, default=-1))
+        self._watch = None if model.config.router.startswith("fixed:") else CollapseWatch()
         super().__init__(
             model=model,
             args=args,
@@ -78,23 +107,24 @@ class ICLMTrainer(Trainer):
             data_collator=lambda packs: collate(packs, pad),  # type: ignore[arg-type]
             **kwargs,
         )
+        self.add_callback(_CompleteLog)
 
-    def batches(self, packs: Sequence[Pack]) -> LengthBucketedBatches:
-        """The batches of an epoch."""
-        return LengthBucketedBatches(packs, self.args.per_device_train_batch_size, self.args.seed)
+    def batches(self, packs: Sequence[Pack], epochs: int = 1, first: int = 0) -> LengthBucketedBatches:
+        """The batches of so many epochs, whose first has the order of epoch `first`."""
+        return EvenBatches(packs, self.args.per_device_train_batch_size, self.args.seed, epochs, first)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of training packs."""
-        return self._loader(self.train_dataset)
+        return self._loader(self.train_dataset, int(self.args.num_train_epochs), self.stage.first_epoch)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batches of evaluation packs."""
         return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset)
 
-    def _loader(self, packs: Any) -> DataLoader:
+    def _loader(self, packs: Any, epochs: int = 1, first: int = 0) -> DataLoader:
         if packs is None:
             raise ValueError("the trainer was given no packs for this")
-        loader = DataLoader(packs, batch_sampler=self.batches(packs), collate_fn=self.data_collator)
+        loader = DataLoader(packs, batch_sampler=self.batches(packs, epochs, first), collate_fn=self.data_collator)
         return self.accelerator.prepare(loader)
 
     def fit_router(self) -> int:
@@ -111,46 +141,77 @@ class ICLMTrainer(Trainer):
             self._logged_step = checkpoint_step(Path(resume_from_checkpoint))
         else:
             self.fit_router()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            with self.stage.only(self.model):
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.model.mi_scale = 1.0
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer on two groups: adapters, and the aggregator with its own learning rate."""
+        """The Trainer's optimizer on the groups at the head of this module; what the stage does not train is left out."""
         if self.optimizer is None:
-            groups: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
+            decay, rate = self.args.weight_decay, self.args.learning_rate
+            aggregator = rate if self.rates.aggregator is None else self.rates.aggregator
+            settings = {  # the first group's learning rate is the one that is logged
+                "adapters": {"lr": rate, "weight_decay": decay},
+                "invariant": {"lr": rate * self.stage.invariant_rate, "weight_decay": decay},
+                "aggregator": {"lr": aggregator, "weight_decay": decay},
+                "router": {"lr": self.rates.router, "weight_decay": 0.0},
+                "independence": {"lr": self.rates.critic, "weight_decay": 0.0},
+            }
+            groups: dict[str, list[torch.nn.Parameter]] = {name: [] for name in settings}
             for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad:
-                    groups[name.startswith("aggregator.")].append(parameter)
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            rates = {False: self.args.learning_rate, True: self.aggregator_learning_rate or self.args.learning_rate}
+                if parameter.requires_grad and self.stage.trains(name):
+                    groups[self._group(name)].append(parameter)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = kind(
-                [
-                    {"params": parameters, "lr": rates[own], "weight_decay": self.args.weight_decay}
-                    for own, parameters in groups.items()
-                    if parameters
-                ],
-                **settings,
+                [{"params": parameters, **settings[name]} for name, parameters in groups.items() if parameters],
+                **options,
             )
         return self.optimizer
+
+    def _group(self, name: str) -> str:
+        part = name.partition(".")[0]
+        if part in ("aggregator", "router", "independence"):
+            return part
+        return "invariant" if self.stage.invariant_rate != 1 and is_invariant(name) else "adapters"
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The five-term loss; its terms are kept for the next line of the log."""
-        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-        if self.model.training:
+        """The loss of the stage; in training its terms and the routes are kept for the next line of the log."""
+        training = self.model.training
+        if training:
+            self.model.mi_scale = self.independence.scale(self.state.global_step, self.state.max_steps)
+        outputs = model(**inputs, module=self.stage.module, num_items_in_batch=num_items_in_batch)
+        if training:
             for name, value in outputs.terms.items():  # each is a share of the accumulated step
                 self._terms[name].append(value)
+            if outputs.decision is not None:
+                self._health.add(outputs.decision, inputs.get("domain_ids"))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean of each loss term over the steps since the last line to the log."""
+        """Add to a line what happened since the last one: mean loss terms, router health, the independence weight."""
+        if self.stage.number is not None:
+            logs["stage"] = self.stage.number
         steps = self.state.global_step - self._logged_step
         if "loss" in logs and self._terms and steps:
             for name, values in self._terms.items():
                 logs[f"loss_{name}"] = float(torch.stack(values).float().sum() / steps)
+            if "mi" in self._terms and not self.independence.flat:
+                logs["mi_weight"] = self.model.config.mi_weight * self.model.mi_scale
+            self._log_health(logs)
             self._terms.clear()
             self._logged_step = self.state.global_step
         super().log(logs, *args, **kwargs)
+
+    def _log_health(self, logs: dict[str, float]) -> None:
+        counts = self._health.counts()
+        self._health.clear()
+        logs.update(counts.figures())
+        if self._watch is not None and counts.examples:
+            self._watch.add(counts)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -1,0 +1,87 @@
+"""What every command shares: its common options, results on stdout, progress and notes on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
+RunFolder = Annotated[Path, typer.Argument(help="Run folder that `iclm train` left.")]
+Columns = Annotated[str | None, typer.Option(help="Columns of a table, e.g. '{prompt: question, answer: right}'.")]
+Base = Annotated[str | None, typer.Option(help="The base model, if it is not where the run says.")]
+
+
+def stdout(wide: bool = True) -> Console:
+    """Where results go; tables are not cut where there is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else 100_000, soft_wrap=not wide, highlight=False, markup=False)
+
+
+def note(text: str) -> None:
+    """A line about what is going on, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int], Callable[..., None]]]:
+    """Progress bars on stderr: call with a title and a total for a function that advances (or sets) the bar.
+
+    A bar lives until its total is reached, so that what other libraries show in between is not disturbed.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    open_bars: list[Progress] = []
+
+    def start(title: str, total: int) -> Callable[..., None]:
+        bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        bar.start()
+        open_bars.append(bar)
+        task = bar.add_task(title, total=total)
+
+        def tick(done: int, of: int | None = None) -> None:
+            if of is None:
+                bar.advance(task, done)
+            else:
+                bar.update(task, completed=done, total=of)
+            if bar.finished:
+                bar.stop()
+
+        return tick
+
+    try:
+        yield start
+    finally:
+        for bar in open_bars:
+            bar.stop()
+
+
+def print_json(values: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(values, indent=2, allow_nan=False))
+
+
+def report_written(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+    """What a command wrote: its summary, or one line."""
+    if as_json:
+        print_json(summary)
+    else:
+        counts = [f"{summary[name]} {name}" for name in ("problems", "examples", "queries") if name in summary]
+        print(f"{', '.join(counts)} written to {out}")
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own chatter from the terminal."""
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,72 @@
+"""Vector quantisation, the paper's router: the nearest code of a learned codebook (van den Oord et al. 2017).
+
+    hidden [B, L, H] ─ mean over the prompt's tokens ─▶ standardise ─▶ project ─▶ nearest code ─▶ Route
+
+The codes start from k-means and follow the features by exponential moving average; dead codes are revived (the library
+vector-quantize-pytorch).
+"""
+
+from __future__ import annotations
+
+import torch
+from vector_quantize_pytorch import VectorQuantize
+
+from iclm.model.configuration_iclm import ICLMConfig
+from iclm.model.plan import Route
+from iclm.model.router.base import LearnedRouter, squared_distances
+from iclm.model.router.prompt import Units
+
+
+class VQRouter(LearnedRouter):
+    """Nearest code of a learned codebook, one code a domain module.
+
+    While training, the codes follow the features. The commitment loss is reported with each route; with the features
+    fixed it has no gradient.
+    """
+
+    def __init__(self, config: ICLMConfig) -> None:
+        super().__init__(config)
+        self.decay, self.threshold = config.codebook_decay, config.dead_code_threshold
+        self.quantiser = VectorQuantize(
+            dim=self.dim,
+            codebook_size=config.num_domains,
+            kmeans_init=True,
+            kmeans_iters=50,
+            decay=self.decay,
+            threshold_ema_dead_code=self.threshold,
+            commitment_weight=1.0,
+            rotation_trick=False,
+        )
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """The codebook, float32 [K, dim]."""
+        return self.quantiser.codebook.view(self.num_domains, self.dim)
+
+    def start(self, features: torch.Tensor) -> None:
+        """Start the codes from k-means on reduced features [n, dim]."""
+        was_training = self.training
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.quantiser.train()
+            self.quantiser._codebook.initted.fill_(False)
+            self.quantiser(features)
+        self.quantiser.train(was_training)
+
+    def decide(self, units: Units) -> Route:
+        """Send each unit to the modules of its nearest codes."""
+        features = self.reduced(units)
+        codes = self.codes.clone()  # those that decide: a training step moves them
+        sizes = self.quantiser._codebook.cluster_size.view(-1).clone()
+        _, nearest, loss = self.quantiser(features, freeze_codebook=not torch.is_grad_enabled())
+        if self.active == 1:
+            indices = nearest[:, None]
+            error = squared_distances(features, codes).gather(1, indices)[:, 0]
+            weights = torch.ones_like(indices, dtype=features.dtype)
+        else:
+            indices, weights, error = self.nearest(features, codes)
+        revived = None
+        if self.training and torch.is_grad_enabled():
+            counts = torch.bincount(nearest, minlength=self.num_domains)
+            revived = (sizes.lerp(counts.to(sizes), 1 - self.decay) < self.threshold).sum()
+        return Route(indices, weights, error=error, loss=loss.sum(), revived=revived)

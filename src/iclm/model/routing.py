@@ -1,0 +1,143 @@
+"""What an ICLM does with its router: read the frozen base at the router's layer, decide, and fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from iclm.errors import ConfigurationError
+from iclm.model.cache import ICLMCache
+from iclm.model.losses import before_labels
+from iclm.model.modules import Activation
+from iclm.model.outputs import EnoughError
+from iclm.model.packing import Packing
+from iclm.model.plan import ActivationPlan, Route
+from iclm.model.router import LearnedRouter, Prompt, check_domains
+
+ROUTER_UNITS = 16384  # that a router is fitted on at most; only prompt tokens can be more
+
+
+class RoutingMixin:
+    """The routing of an `ICLMForCausalLM`."""
+
+    base: Any
+    router: Any
+    runtime: Any
+    config: Any
+    device: Any
+    dtype: Any
+    get_decoder: Any
+
+    def _run_decoder(
+        self,
+        activation: Activation,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        packing: Packing | None,
+        cache: ICLMCache | None = None,
+    ) -> torch.Tensor:
+        if packing is None:
+            positions = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, mask.shape[1] - input_ids.shape[1] :]
+            attention: Any = mask
+        else:
+            positions = packing.positions
+            attention = packing.attention(self.base.config.get_text_config(decoder=True), self.dtype)
+        with self.runtime.use(activation):
+            output = self.get_decoder()(
+                input_ids=input_ids,
+                attention_mask=attention,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        return output.last_hidden_state
+
+    def _prompt(
+        self,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        hidden: torch.Tensor,
+        prompt_mask: torch.Tensor | None,
+        packing: Packing | None,
+        domains: torch.Tensor | None = None,
+    ) -> Prompt:
+        readable = mask.bool() if prompt_mask is None else prompt_mask.bool() & mask.bool()
+        if packing is None:
+            owner = torch.arange(len(input_ids), device=input_ids.device)
+            return Prompt(input_ids, readable, owner, hidden, domains)
+        return Prompt(input_ids, packing.readable(readable), packing.owner, hidden, domains, packing.example_at())
+
+    def _decide(self, route: torch.Tensor | Route | None, prompt: Prompt) -> Route | None:
+        if self.router is None:
+            return None
+        if isinstance(route, Route):
+            return route.extended(prompt.tokens.shape[1])
+        if route is not None:
+            if route.shape[0] != prompt.examples:
+                raise ConfigurationError(f"route is for {route.shape[0]} examples; the batch has {prompt.examples}")
+            return Route.to(check_domains(route, self.config.num_domains))
+        return self.router(prompt)
+
+    @torch.no_grad()
+    def _read(self, input_ids: torch.Tensor, mask: torch.Tensor, packing: Packing | None) -> torch.Tensor:
+        """Hidden states of the frozen base at the router's layer, [batch, tokens, hidden]; runs no further than that."""
+
+        def stop(hidden: torch.Tensor) -> ActivationPlan:
+            raise EnoughError(hidden)
+
+        try:
+            return self._run_decoder(Activation(stop, 1, 1.0), input_ids, mask, packing)  # the last hidden state
+        except EnoughError as enough:
+            return enough.found
+
+    @torch.no_grad()
+    def router_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        prompt_mask: torch.Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> torch.Tensor:
+        """What the router decides on at its layer: pooled prompts [examples, hidden], or with router_level "token" the
+        prompt tokens [n, hidden]; a pure function of the text.
+
+        Raises:
+            ConfigurationError: there is no router.
+        """
+        if self.router is None:
+            raise ConfigurationError("there is no router: the model has no domain modules")
+        hidden = self._read(input_ids, attention_mask, packing)
+        return self.router.units(self._prompt(input_ids, attention_mask, hidden, prompt_mask, packing))
+
+    @torch.no_grad()
+    def route(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, domain_ids: torch.Tensor | None = None
+    ) -> Route | None:
+        """The router's decision for a batch of prompts [batch, tokens]; None without domain modules. Runs the trunk only."""
+        if self.router is None:
+            return None
+        hidden = self._read(input_ids, attention_mask, None)
+        return self.router(self._prompt(input_ids, attention_mask, hidden, None, None, domain_ids))
+
+    def fit_router(self, batches: Iterable[dict[str, torch.Tensor]]) -> int:
+        """Start the router from batches of training examples (keys as for `forward`); returns how many there were, or
+        with router_level "token" how many prompt tokens.
+
+        A router that learns nothing from examples is left as it is, and 0 is returned.
+        """
+        if not isinstance(self.router, LearnedRouter):
+            return 0
+        features = []
+        for given in batches:
+            batch = {name: tensor.to(self.device) for name, tensor in given.items()}
+            branch_ids = batch.get("branch_ids")
+            prompt = batch.get("prompt_mask")
+            if prompt is None and "labels" in batch:
+                prompt = before_labels(batch["labels"], branch_ids)
+            packing = None if branch_ids is None else Packing.of(branch_ids)
+            features.append(self.router_features(batch["input_ids"], batch["attention_mask"], prompt, packing))
+        joined = torch.cat(features)
+        self.router.fit(joined[:: -(-len(joined) // ROUTER_UNITS)])
+        return len(joined)
