@@ -33,8 +33,16 @@ BAD = [
     ({"domain_weight": float("nan")}, "domain_weight"),
     ({"num_hidden_layers": 4, "split_layer": 5}, "split_layer"),
     ({"num_hidden_layers": 4, "split_layer": -1}, "split_layer"),
-    ({"num_hidden_layers": 4, "split_layer": 2, "router_layer": 3}, "router_layer"),
-    ({"num_hidden_layers": 4, "split_layer": 2, "router_layer": -1}, "router_layer"),
+    ({"num_hidden_layers": 4, "split_layer": 2, "router_layer": 5}, "router_layer"),
+    ({"num_hidden_layers": 4, "split_layer": 2, "router_layer": -2}, "router_layer"),
+    ({"router_level": "word"}, "router_level"),
+    ({"router_reduction": "tsne"}, "router_reduction"),
+    ({"router": "soft", "router_temperature": 0.0}, "router_temperature"),
+    ({"router_temperature": float("inf")}, "router_temperature"),
+    ({"mi_loss": "dcor"}, "mi_loss"),
+    ({"mi_detach_domain": "yes"}, "mi_detach_domain"),
+    ({"mix": "low_rank", "aggregator": "logits"}, "low_rank"),
+    ({"ablation": "both"}, "ablation"),
 ]
 UNCHECKED = [
     ({"mi_projection": 0}, "mi_projection"),
@@ -52,7 +60,7 @@ def test_value_out_of_range_is_refused_by_name_in_one_line(settings, field):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [{"split_layer": 9}, {"router_layer": 3, "split_layer": 2}], ids=str)
+@pytest.mark.parametrize("settings", [{"split_layer": 9}, {"router_layer": 5, "split_layer": 2}], ids=str)
 def test_layers_are_checked_against_the_base(make_iclm, settings):
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
         make_iclm(**settings)

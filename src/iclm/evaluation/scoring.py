@@ -34,8 +34,8 @@ class Scores:
         choices: for each module the log-likelihood of each choice in nats, a list of n arrays.
         routes: the router's first choice for each example, int [n]; -1 where no module asked for it, empty where there
             is no router.
-        states: states [n, hidden] of the invariant module and of the routed domain module where the answer is predicted,
-            for a measure of their dependence; empty unless asked for.
+        states: states [n, hidden] of the invariant module (where there is one) and of the routed domain module where the
+            answer is predicted, for a measure of their dependence; empty unless asked for.
     """
 
     choices: dict[str, list[np.ndarray]] = field(default_factory=dict)
@@ -251,13 +251,15 @@ def _score_batch(
             result.routes[item.number] = first[index]
     if kept is not None and encoded.route is not None:
         at = examples.new_tensor(where.starts)
-        invariant, domain = _sides(states[at], encoded.route.indices, request.every)
+        invariant, domain, _ = encoded.sides(states[at], examples[at], positions[at])
         for index, item in enumerate(items):
-            kept["invariant"][item.number] = invariant[index].float().cpu().numpy()
+            if invariant is not None:
+                kept["invariant"][item.number] = invariant[index].float().cpu().numpy()
             kept["domain"][item.number] = domain[index, 0].float().cpu().numpy()
     for module in request.modules:
-        to = request.destination(module, domains, anywhere)
-        logits = _module_logits(model, encoded, states, examples, module, to, request.every)
+        to = request.destination(module, domains, anywhere) if request.every else None
+        route = None if to is None else Route.to(to)
+        logits = _module_logits(model, encoded, states, examples, positions, module, route)
         table = torch.log_softmax(logits.float(), dim=-1)
         for index, item in enumerate(items):
             rows = table[where.starts[index] : where.starts[index] + len(item.chain.tokens) + 1]
@@ -301,34 +303,23 @@ class _Positions:
         self.examples, self.positions = torch.tensor(examples), torch.tensor(positions)
 
 
-def _sides(states: torch.Tensor, indices: torch.Tensor, every: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Invariant states [n, hidden] and those of the domains named by `indices` [n, active]: [n, active, hidden]."""
-    if not every:
-        return states[:, 0], states[:, 1:]
-    return states[:, 0], states.gather(1, 1 + indices[..., None].expand(-1, -1, states.shape[-1]))
-
-
 def _module_logits(
     model: ICLMForCausalLM,
     encoded: Encoded,
     states: torch.Tensor,
     examples: torch.Tensor,
+    positions: torch.Tensor,
     module: str,
-    to: torch.Tensor | None,
-    every: bool,
+    to: Route | None,
 ) -> torch.Tensor:
-    """Logits [n, vocabulary] of one module at the states [n, width, hidden] of the given examples [n].
+    """Logits [n, vocabulary] of one module at n (example, position) pairs, whose states are [n, width, hidden].
 
     Args:
-        to: the domain module of every example of the batch, for a mixture that does not follow the router.
+        to: another route than the one encoded, for a mixture that does not follow it; needs a row for every module.
     """
-    if encoded.plan.width == 1:
+    number = None if to is not None or module not in model.config.module_names else model.module_number(module)
+    if encoded.route is None:
         return model.head(states[:, 0])
-    if module != "mixture" and to is None:
-        number = model.module_number(module)
-        assert number is not None
-        return model.head(states[:, number])
-    route = encoded.route if to is None else Route.to(to)
-    assert route is not None
-    invariant, domain = _sides(states, route.indices[examples], every)
-    return model.mix(invariant, domain, route.weights[examples])
+    if number is not None:
+        return model.head(states[:, encoded.plan.fixed.index(number)])
+    return model.mix(*encoded.sides(states, examples, positions, to))

@@ -10,7 +10,10 @@ so the gradient of the batch is multiplied by pairs / tokens: it is that of an e
 length of the queue. The mean and deviation of the standardisation count as constants in the gradient.
 
 A variational estimate has a critic, which is trained against the states. Two terms keep the sides apart in one backward
-pass of `weight * value + critic`: the gradient of `value` reaches the states only, that of `critic` the critic only.
+pass of `weight * value + critic`: the gradient of `value` reaches the states only, that of `critic` the critic only. The
+critic learns from the pairs of the batch alone, so from each pair once: trained on the whole queue at every step it knows
+its 1,024 pairs by heart, and finds 6 nats (CLUB) or 3 nats (InfoNCE) in independent states of 64 dimensions, where it
+finds 0.5 and 0.15 this way.
 """
 
 from __future__ import annotations
@@ -79,8 +82,8 @@ class IndependenceLoss(nn.Module, ABC):
     def estimate(self, pairs: torch.Tensor) -> torch.Tensor:
         """The dependence, a scalar, of standardised pairs [pairs, 2, dim]; the critic's parameters are constants in it."""
 
-    def critic_loss(self, pairs: torch.Tensor) -> torch.Tensor | None:
-        """The critic's loss on detached pairs [pairs, 2, dim]; None for an estimate without a critic."""
+    def critic_loss(self, pairs: torch.Tensor, new: int) -> torch.Tensor | None:
+        """The critic's loss on detached pairs [pairs, 2, dim], the last `new` of them from this batch; None: no critic."""
         return None
 
     def forward(self, invariant: torch.Tensor, domain: torch.Tensor) -> IndependenceTerms:
@@ -120,7 +123,7 @@ class IndependenceLoss(nn.Module, ABC):
             # past pairs have no gradient: without this, a full queue would shrink that of the batch to its share
             share = len(new) / len(pairs)
             value = estimate.detach() + (estimate - estimate.detach()) / max(share, 1e-6)
-            return IndependenceTerms(value, self.critic_loss(pairs.detach()))
+            return IndependenceTerms(value, self.critic_loss(pairs.detach(), len(new)))
 
     def reduce(self, states: torch.Tensor) -> torch.Tensor:
         """Project states [tokens, hidden] to [tokens, dim] in float32."""

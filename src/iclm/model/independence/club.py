@@ -4,7 +4,7 @@ A critic q(y|x) = N(mu(x), diag exp s(x)) predicts the domain state y from the i
 over the N matching pairs and over all N^2 pairs,
 
     value  = 1/N sum_i log q(y_i|x_i) - 1/N^2 sum_ij log q(y_j|x_i)         >= MI if q is the true conditional
-    critic = -1/(N D) sum_i log q(y_i|x_i)
+    critic = - mean over new pairs i of log q(y_i|x_i) / D
 
 s and the constant cancel in the difference, and the mean over j needs only the first two moments of y, a and b
 (a = mean y, b = mean y^2, for each dimension d):
@@ -32,8 +32,8 @@ class CLUB(IndependenceLoss):
     - Value: nats, summed over the D dimensions. Gaussian pairs of correlation r in each dimension give
       D r^2 / (1 - r^2) with the true conditional, above their D/2 log 1/(1 - r^2). The bound on the variance keeps it
       below some 7 D: for D = 64 that is hundreds of nats, so mi_weight must be smaller than for the plug-in.
-    - Bias: 0 while the critic has learned nothing; below MI, or below 0, where its q is poor; upwards once it knows the
-      pairs of the queue by heart.
+    - Bias: 0 while the critic has learned nothing; below MI, or below 0, where its q is poor; slightly upwards from what
+      it keeps of the pairs in the queue (see `base`).
     - Useful range: |r| up to 0.93 in a dimension (the variance's bound). Only what a Gaussian with independent
       dimensions can express counts: mean and variance of y given x.
     - Cost: O(N D) beside two passes of the critic; no pairwise tensor.
@@ -55,13 +55,13 @@ class CLUB(IndependenceLoss):
         gap = square.mean(0) - square - 2 * mean * (y.mean(0) - y)
         return 0.5 * (torch.exp(-log_variance) * gap).sum(-1).mean()
 
-    def critic_loss(self, pairs: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood without its constant, for one dimension on average.
+    def critic_loss(self, pairs: torch.Tensor, new: int) -> torch.Tensor:
+        """Negative log-likelihood of the new pairs without its constant, for one dimension on average.
 
         The sum over dimensions would have the same minimum, but a gradient that fills the whole norm to which a trainer
         clips that of the model.
         """
-        x, y = pairs.unbind(1)
+        x, y = pairs[-new:].unbind(1)
         mean, log_variance = self._conditional(self.critic(x))
         return 0.5 * (log_variance + (y - mean).square() * torch.exp(-log_variance)).mean()
 

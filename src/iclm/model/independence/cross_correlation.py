@@ -21,8 +21,7 @@ class CrossCorrelation(IndependenceLoss):
 
     - Value: without unit, 0 to 1. Identical states whose D dimensions are uncorrelated give 1/D, not 1: only the D
       entries of the diagonal are then 1. So do rotated ones.
-    - Bias: upwards, 1/(N - 1) for independent pairs, so an identical and an independent pair of states differ only
-      where N is well above D.
+    - Bias: upwards, 1/(N - 1) for independent pairs; identical states stand out only where N is well above D.
     - Useful range: any D; x and x^2 count as independent.
     - Cost: O(N D^2) time, D^2 memory.
 

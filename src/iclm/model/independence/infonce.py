@@ -4,7 +4,7 @@ A critic f(x, y) = g(x) . h(y), two small networks, scores how well an invariant
 domain states it must find the one that belongs to x_i:
 
     value  = log N + 1/N sum_i log softmax_j f(x_i, y_j) at j = i         <= min(MI, log N) on average over fresh pairs
-    critic = -value
+    critic = - the same with the mean over new pairs i only
 
 The critic raises the bound, the states lower it. Source: A. van den Oord, Y. Li, O. Vinyals, "Representation learning
 with contrastive predictive coding", arXiv 1807.03748, 2018 (section 2.3).
@@ -26,8 +26,8 @@ class InfoNCE(IndependenceLoss):
     """Lower bound of mutual information: the states are to be pairs that the critic cannot match.
 
     - Value: nats, never above log N; negative for a critic that is worse than guessing.
-    - Bias: downwards by what the critic misses and by the ceiling log N, 6.9 for 1,000 pairs; upwards once the critic
-      knows the pairs of the queue by heart. 0 while it has learned nothing.
+    - Bias: downwards by what the critic misses and by the ceiling log N, 6.9 for 1,000 pairs; slightly upwards from what
+      it keeps of the pairs in the queue (see `base`). 0 while it has learned nothing.
     - Useful range: mutual information well below log N. To lower a lower bound is no proof: the states may hide their
       dependence from this critic, so look at other measures too.
     - Cost: two passes of the critic and a score for each of N^2 pairs; at most the newest 2,048 pairs are used.
@@ -50,13 +50,14 @@ class InfoNCE(IndependenceLoss):
         x, y = pairs.unbind(1)
         return _bound(constant(self.invariant_critic, x), constant(self.domain_critic, y))
 
-    def critic_loss(self, pairs: torch.Tensor) -> torch.Tensor:
-        """The negative bound."""
+    def critic_loss(self, pairs: torch.Tensor, new: int) -> torch.Tensor:
+        """The negative bound, where the new invariant states look for theirs among all domain states."""
         x, y = pairs.unbind(1)
-        return -_bound(self.invariant_critic(x), self.domain_critic(y))
+        return -_bound(self.invariant_critic(x[-new:]), self.domain_critic(y))
 
 
 def _bound(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """InfoNCE of embeddings [pairs, embedding]."""
+    """InfoNCE of embeddings [rows, embedding] and [pairs, embedding]; the rows belong to the last pairs."""
     scores = left @ right.T
-    return math.log(len(scores)) + (scores.diagonal() - scores.logsumexp(1)).mean()
+    matching = scores.diagonal(len(right) - len(left))
+    return math.log(len(right)) + (matching - scores.logsumexp(1)).mean()

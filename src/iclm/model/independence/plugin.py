@@ -41,9 +41,10 @@ class PluginMutualInformation(IndependenceLoss):
 
     - Value: nats of the soft symbols, 0 to ln D; by no means the mutual information of the states. The softer the symbols
       (the higher mi_temperature), the smaller it is, for identical states too.
-    - Bias: upwards, by up to (D - 1)^2 / 2N for N pairs with one-hot symbols, less with soft ones.
+    - Bias: upwards, by about (D - 1)^2 / 2N for N pairs with one-hot symbols, less with soft ones. At the defaults (64
+      dimensions, 1,040 pairs) independent Gaussians give 0.04 and identical ones 0.26.
     - Useful range: N of at least several times D; 16 tokens in all dimensions cannot tell identical from independent.
-      It sees dependence between the ranks of dimensions, linear or not, that the softmax lets through.
+      It sees dependence, linear or not, between which dimensions are large on the two sides.
     - Cost: O(N D^2) time, D^2 memory.
 
     Args:

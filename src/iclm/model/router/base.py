@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
 
 import numpy as np
 import torch
@@ -143,7 +143,8 @@ def check_finite(features: torch.Tensor) -> torch.Tensor:
 def _scale(standard: np.ndarray, components: np.ndarray, seed: int) -> np.ndarray:
     """The linear map [dim, hidden] from standardised features to a metric scaling of them, by least squares."""
     scores = standard @ components.T
-    options: dict[str, Any] = {"n_init": 1, "random_state": seed}
-    placed = MDS(n_components=scores.shape[1], **options).fit_transform(standard, init=scores)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # about the default of a start that is given here
+        placed = MDS(scores.shape[1], n_init=1, random_state=seed).fit_transform(standard, init=scores)
     weights = np.linalg.lstsq(scores, placed - placed.mean(0), rcond=None)[0]
     return weights.T @ components

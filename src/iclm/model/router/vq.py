@@ -2,8 +2,8 @@
 
     hidden [B, L, H] ─ mean over the prompt's tokens ─▶ standardise ─▶ project ─▶ nearest code ─▶ Route
 
-The codes start from k-means and follow the features by exponential moving average; dead codes are revived (the library
-vector-quantize-pytorch).
+The codes start from k-means, the best of ten runs (one run alone often merges two domains and splits a third), and follow
+the features by exponential moving average; dead codes are revived (the library vector-quantize-pytorch).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from vector_quantize_pytorch import VectorQuantize
 from iclm.model.configuration_iclm import ICLMConfig
 from iclm.model.plan import Route
 from iclm.model.router.base import LearnedRouter, squared_distances
+from iclm.model.router.cluster import centres_of
 from iclm.model.router.prompt import Units
 
 
@@ -30,8 +31,7 @@ class VQRouter(LearnedRouter):
         self.quantiser = VectorQuantize(
             dim=self.dim,
             codebook_size=config.num_domains,
-            kmeans_init=True,
-            kmeans_iters=50,
+            kmeans_init=True,  # marks the codes as not yet set
             decay=self.decay,
             threshold_ema_dead_code=self.threshold,
             commitment_weight=1.0,
@@ -44,14 +44,15 @@ class VQRouter(LearnedRouter):
         return self.quantiser.codebook.view(self.num_domains, self.dim)
 
     def start(self, features: torch.Tensor) -> None:
-        """Start the codes from k-means on reduced features [n, dim]."""
-        was_training = self.training
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.quantiser.train()
-            self.quantiser._codebook.initted.fill_(False)
-            self.quantiser(features)
-        self.quantiser.train(was_training)
+        """Start the codes from k-means on reduced features [n, dim]; each counts as many examples as it has now."""
+        centres = centres_of(features, self.num_domains, self.seed)
+        nearest = squared_distances(features, centres).argmin(1)
+        sizes = torch.bincount(nearest, minlength=self.num_domains).to(centres)
+        codebook = self.quantiser._codebook
+        codebook.embed.copy_(centres.view_as(codebook.embed))
+        codebook.embed_avg.copy_((centres * sizes[:, None]).view_as(codebook.embed_avg))
+        codebook.cluster_size.copy_(sizes.view_as(codebook.cluster_size))
+        codebook.initted.fill_(True)
 
     def decide(self, units: Units) -> Route:
         """Send each unit to the modules of its nearest codes."""
