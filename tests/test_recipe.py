@@ -42,7 +42,7 @@ def refused(call, *arguments, **keywords):
     return message
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_shipped_recipe_loads(path):
     recipe = load_recipe(path)
     assert recipe.data.train
@@ -51,6 +51,47 @@ def test_a_shipped_recipe_loads(path):
 
 def test_there_are_shipped_recipes():
     assert {"acre.yaml", "acre_lora.yaml", "acre_files.yaml", "quickstart.yaml"} <= {path.name for path in SHIPPED}
+
+
+ABLATIONS = {
+    "mi_none": {"model.mi_weight": 0.0},
+    "mi_strong": {"model.mi_weight": 1.0},
+    "no_invariant": {"model.ablation": "no_invariant"},
+    "no_domain": {"model.ablation": "no_domain"},
+    "joint": {"training.epochs": 2},
+    "two_stage": {"training.stages": "two_stage"},
+    "router_kmeans": {"model.router": "kmeans"},
+    "router_oracle": {"model.router": "oracle"},
+    "router_random": {"model.router": "random"},
+}
+
+
+def flat(values, prefix=""):
+    """The leaves of nested mappings by dotted name."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_one_thing_of_its_base(name):
+    base, changed = (flat(load_recipe(ROOT / "recipes/ablations" / f"{n}.yaml").model_dump()) for n in ("base", name))
+    assert {key: value for key, value in changed.items() if value != base[key]} == ABLATIONS[name]
+
+
+def test_there_is_no_other_ablation_and_each_makes_a_configuration():
+    from iclm.model import ICLMConfig
+
+    paths = sorted((ROOT / "recipes/ablations").glob("*.yaml"))
+    assert {path.stem for path in paths} == {"base", *ABLATIONS}
+    for path in paths:
+        ICLMConfig(**load_recipe(path).model.model_dump())
+
+
+def test_two_stage_and_joint_make_as_many_passes():
+    joint, two = (load_recipe(ROOT / "recipes/ablations" / f"{name}.yaml").training for name in ("joint", "two_stage"))
+    assert joint.epochs == two.invariant_epochs + two.epochs == 2
 
 
 def test_the_two_acre_recipes_train_on_the_same_examples_in_the_same_way():
@@ -289,3 +330,108 @@ def test_reading_a_recipe_does_not_change_what_it_was_read_from():
     one.training.epochs = 9
     one.model.num_domains = 9
     assert (two.training.epochs, two.model.num_domains) == (1, 2)
+
+
+def write(folder, **files):
+    """Write recipes by name into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+BASE = """
+base: one
+seed: 3
+model: {num_domains: 3, target_modules: [q_proj, v_proj], mi_weight: 0.5}
+data: {train: [{file: a.jsonl}, {file: b.jsonl}], max_tokens: 100}
+"""
+
+
+def test_sections_of_an_extending_recipe_merge_and_everything_else_replaces(tmp_path):
+    child = """
+extends: base.yaml
+base: two
+model: {mi_weight: 0.0, target_modules: [k_proj]}
+data: {train: [{file: c.jsonl}]}
+training: {epochs: 4}
+"""
+    write(tmp_path, base=BASE, child=child)
+    recipe = load_recipe(tmp_path / "child.yaml", ["model.num_domains=4"])
+    assert (recipe.base, recipe.seed, recipe.training.epochs) == ("two", 3, 4)
+    assert (recipe.model.num_domains, recipe.model.mi_weight) == (4, 0.0)
+    assert recipe.model.target_modules == ["k_proj"]
+    assert [source.file.name for source in recipe.data.train] == ["c.jsonl"]
+    assert recipe.data.max_tokens == 100
+
+
+def test_a_value_of_an_extending_recipe_may_be_null(tmp_path):
+    write(tmp_path, base=BASE, child="extends: base.yaml\ndata: {max_tokens: null}\n")
+    assert load_recipe(tmp_path / "child.yaml").data.max_tokens is None
+
+
+def test_a_recipe_extends_over_several_levels_and_folders(tmp_path):
+    write(tmp_path / "below", base=BASE)
+    write(tmp_path, middle="extends: below/base.yaml\nseed: 5\nmodel: {mi_weight: 0.25}\n")
+    write(tmp_path / "above", top="extends: ../middle.yaml\nmodel: {lora_rank: 2}\n")
+    recipe = load_recipe(tmp_path / "above" / "top.yaml")
+    assert (recipe.base, recipe.seed) == ("one", 5)
+    assert (recipe.model.num_domains, recipe.model.mi_weight, recipe.model.lora_rank) == (3, 0.25, 2)
+
+
+def test_files_stay_relative_to_the_recipe_that_names_them(tmp_path, monkeypatch):
+    write(tmp_path / "below", base=BASE + "training: {start_from: run}\n")
+    write(tmp_path / "above", top="extends: ../below/base.yaml\ndata: {validation: [{file: a.jsonl}]}\n")
+    (tmp_path / "below" / "run").mkdir()
+    for place in ("below", "above"):
+        (tmp_path / place / "a.jsonl").write_text(place)
+    (tmp_path / "b.jsonl").write_text("current folder")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("above/top.yaml")
+    assert [source.file.read_text() for source in recipe.data.train] == ["below", "current folder"]
+    assert recipe.data.validation[0].file.read_text() == "above"
+    assert recipe.training.start_from.samefile(tmp_path / "below" / "run")
+
+
+def test_a_run_keeps_the_merged_recipe(tmp_path):
+    write(tmp_path, base=BASE, child="extends: base.yaml\nseed: 9\n")
+    recipe = load_recipe(tmp_path / "child.yaml")
+    write(tmp_path / "run", recipe=dump_recipe(recipe))
+    assert "extends" not in yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"child": "extends: nowhere.yaml\n"}, "extends nowhere.yaml: there is no such file"),
+        ({"child": "extends: child.yaml\n"}, "closes a circle"),
+        ({"child": "extends: a.yaml\n", "a": "extends: b.yaml\n", "b": "extends: child.yaml\n"}, "closes a circle"),
+        ({"child": "extends: [a.yaml, b.yaml]\n"}, "name one recipe file"),
+        ({"child": "extends: a.yaml\n", "a": "- 1\n"}, "a.yaml: a recipe is a mapping"),
+        ({"child": "extends: a.yaml\n", "a": BASE + "sed: 1\n"}, "which extends"),
+        ({"child": "extends: a.yaml\n", "a": "data: 3\n"}, "data"),
+        ({"child": "extends: a.yaml\n", "a": BASE + "extends:\n  model: {}\n"}, "name one recipe file"),
+    ],
+    ids=["missing", "itself", "circle", "two", "no recipe", "unknown key", "no section", "no name"],
+)
+def test_a_recipe_that_cannot_be_extended_is_named(tmp_path, files, words):
+    write(tmp_path, **files)
+    assert words in refused(load_recipe, tmp_path / "child.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["training.mi_start=0.7", "training.mi_ramp=0.4"], "at most 1"),
+        (["training.mi_start=1.5"], "training.mi_start"),
+        (["training.invariant_rate=-1"], "training.invariant_rate"),
+        (["training.invariant_epochs=0"], "training.invariant_epochs"),
+        (["training.stages=three"], "training.stages"),
+        (["training.stages=two_stage", "method=lora"], "method: lora"),
+        (["training.stages=two_stage", "model.ablation=no_domain"], "no_domain"),
+        (["training.router_learning_rate=0"], "training.router_learning_rate"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(overrides, words):
+    assert words in refused(change, *overrides)

@@ -199,7 +199,7 @@ class TrainingSection(Section):
     critic_learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of the independence loss's own estimator, where it has one."""
     mi_start: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps before which the independence loss has no weight."""
+    """Share of the steps (of two_stage those of the second stage) before which the independence loss has no weight."""
     mi_ramp: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps over which its weight then rises to model.mi_weight."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"

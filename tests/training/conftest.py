@@ -30,27 +30,21 @@ def make_recipe(tiny_llama_folder):
 
 @pytest.fixture
 def make_trainer(tmp_path):
-    """Make the trainer of a recipe, as `iclm train` does, for its own training examples."""
+    """Make the trainer of a recipe's stage, as `iclm train` does, for its own training examples."""
     from iclm.data.loading import training_data
     from iclm.model import load_tokenizer
     from iclm.training.run import build_model, training_arguments
-    from iclm.training.trainer import ICLMTrainer
+    from iclm.training.run import make_trainer as make_stage
+    from iclm.training.stages import stages_of
 
-    def make(recipe, **kwargs):
+    def make(recipe, stage=0, model=None):
         tokenizer = load_tokenizer(recipe.base)
         packs, _, _ = training_data(recipe.data.train, tokenizer, max_tokens=None, pack=recipe.data.pack)
-        arguments = training_arguments(recipe, tmp_path / "trainer")
+        stage = stages_of(recipe.training)[stage]
+        arguments = training_arguments(recipe, tmp_path / "trainer", stage)
         arguments.disable_tqdm = True
-        rate = recipe.training.aggregator_learning_rate
-        return ICLMTrainer(
-            build_model(recipe),
-            arguments,
-            packs,
-            pad=tokenizer.pad_token_id,
-            router_examples=recipe.training.router_examples,
-            aggregator_learning_rate=rate,
-            **kwargs,
-        )
+        model = build_model(recipe) if model is None else model
+        return make_stage(recipe, model, arguments, packs, tokenizer.pad_token_id, stage)
 
     return make
 

@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import torch
+import yaml
 
 from iclm.errors import CheckpointError, ConfigurationError, ICLMError
 from iclm.training.run import train
@@ -92,6 +94,13 @@ def test_a_resumed_log_has_each_step_once_with_the_same_figures(stopped, whole, 
     assert steps(stopped) == steps(whole)
 
 
+def test_a_line_of_the_log_that_was_cut_off_does_not_block_the_resume(stopped, whole, make_recipe):
+    with (stopped / "log.jsonl").open("a") as stream:
+        stream.write('{"step": 5, "lo')
+    train(make_recipe(**SETTINGS), stopped, resume=True, progress_bar=False)
+    assert figures(stopped) == figures(whole)
+
+
 def test_a_resumed_record_reports_the_loss_of_the_whole_training(stopped, whole, make_recipe):
     _, record = train(make_recipe(**SETTINGS), stopped, resume=True, progress_bar=False)
     expected = json.loads((whole / "run.json").read_text())["train_loss"]
@@ -140,3 +149,125 @@ def test_an_interruption_before_the_first_checkpoint_leaves_a_run_that_can_be_re
     interrupt(make_recipe(**SETTINGS), tmp_path / "run", 1)
     train(make_recipe(**SETTINGS), tmp_path / "run", resume=True, progress_bar=False)
     assert_bitwise(weights(tmp_path / "run"), weights(whole))
+
+
+TWO = {
+    "model": SETTINGS["model"],
+    "training": {"stages": "two_stage", "epochs": 2, "invariant_epochs": 2, "save_steps": 2, "learning_rate": 1e-2},
+}
+
+
+@pytest.fixture(scope="module")
+def staged(make_recipe, tmp_path_factory):
+    """The two-stage run that was never interrupted: six steps a stage."""
+    out = tmp_path_factory.mktemp("staged") / "run"
+    train(make_recipe(**TWO), out, progress_bar=False)
+    return out
+
+
+def figures(folder):
+    """What the log says of each step, but for the time."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+# the first stage logs a line at its end too, so line 7 is that end and line 8 is step 7
+@pytest.mark.parametrize(
+    ("lines", "left"),
+    [
+        (1, None),
+        (4, "checkpoints/invariant/checkpoint-2"),
+        (7, "checkpoints/invariant/checkpoint-6"),
+        (8, "stages/invariant"),
+        (11, "checkpoints/domains/checkpoint-2"),
+    ],
+    ids=["start", "first stage", "end of the first", "start of the second", "second stage"],
+)
+def test_a_two_stage_training_goes_on_in_its_stage_and_ends_bitwise_where_an_uninterrupted_one_does(
+    make_recipe, tmp_path, staged, weights, assert_bitwise, lines, left
+):
+    recipe, out = make_recipe(**TWO), tmp_path / "run"
+    interrupt(recipe, out, lines)
+    found = [*out.glob("checkpoints/*/*/trainer_state.json"), *out.glob("stages/*/run.json")]
+    places = {str(path.parent.relative_to(out)) for path in found}
+    assert left in places if left else not places
+    assert (out / "stages" / "invariant").exists() == (lines > 7)
+    _, record = train(recipe, out, resume=True, progress_bar=False)
+    assert_bitwise(weights(out), weights(staged))
+    assert_bitwise(weights(out / "stages" / "invariant"), weights(staged / "stages" / "invariant"))
+    assert figures(out) == figures(staged)
+    expected = json.loads((staged / "run.json").read_text())
+    for name in ("steps", "examples_seen", "trainable_parameters"):
+        assert record[name] == expected[name]
+    for one, two in zip(record["stages"], expected["stages"], strict=True):
+        assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-6)
+        assert {name: one[name] for name in ("stage", "epochs", "steps")} == {
+            n: two[n] for n in ("stage", "epochs", "steps")
+        }
+    assert not (out / "checkpoints").exists()
+
+
+def test_a_first_stage_that_was_cut_off_while_it_was_saved_is_done_again(
+    make_recipe, tmp_path, staged, weights, assert_bitwise
+):
+    recipe, out = make_recipe(**TWO), tmp_path / "run"
+    interrupt(recipe, out, 4)
+    (out / "stages" / ".invariant.part").mkdir(parents=True)
+    (out / "stages" / ".invariant.part" / "run.json").write_text("{")
+    train(recipe, out, resume=True, progress_bar=False)
+    assert_bitwise(weights(out), weights(staged))
+    assert [path.name for path in (out / "stages").iterdir()] == ["invariant"]
+
+
+def test_a_training_resumed_between_two_lines_of_its_log_has_the_same_log(make_recipe, tmp_path):
+    recipe = make_recipe(training={"epochs": 2, "save_steps": 2, "logging_steps": 3, "mi_start": 0.3, "mi_ramp": 0.4})
+    train(recipe, tmp_path / "whole", progress_bar=False)
+    interrupt(recipe, tmp_path / "run", 2)
+    assert [line["step"] for line in figures(tmp_path / "run")] == [2, 3]
+    _, record = train(recipe, tmp_path / "run", resume=True, progress_bar=False)
+    assert [line["step"] for line in figures(tmp_path / "run")] == [2, 3, 4, 6]
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+    assert record["train_loss"] == json.loads((tmp_path / "whole" / "run.json").read_text())["train_loss"]
+
+
+def test_a_resumed_record_has_the_seconds_of_all_parts(stopped, make_recipe):
+    path = stopped / "checkpoints" / "checkpoint-2" / "seconds.json"
+    assert json.loads(path.read_text())["seconds"] > 0
+    path.write_text('{"seconds": 1000.0}')
+    _, record = train(make_recipe(**SETTINGS), stopped, resume=True, progress_bar=False)
+    assert record["train_seconds"] > 1000 and record["total_seconds"] > 1000
+
+
+def another_base(folder):
+    """Change one number of a base model's weights."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(folder / "model.safetensors")
+    name = next(name for name in state if name.endswith("layers.0.mlp.up_proj.weight"))
+    state[name] = state[name] + torch.eye(*state[name].shape)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("settings", "lines"), [(SETTINGS, 4), (TWO, 8)], ids=["joint", "second stage"])
+def test_resuming_on_another_base_of_the_same_name_is_refused(
+    make_recipe, tiny_llama_folder, tmp_path, settings, lines
+):
+    base = shutil.copytree(tiny_llama_folder, tmp_path / "base")
+    recipe = make_recipe(base=str(base), **settings)
+    interrupt(recipe, tmp_path / "run", lines)
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    another_base(base)
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        train(recipe, tmp_path / "run", resume=True, progress_bar=False)
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
+
+
+def test_a_run_begun_before_a_field_of_the_recipe_was_there_can_be_resumed(
+    stopped, whole, make_recipe, weights, assert_bitwise
+):
+    saved = yaml.safe_load((stopped / "recipe.yaml").read_text())
+    for name in ("stages", "mi_start", "critic_learning_rate"):
+        del saved["training"][name]
+    (stopped / "recipe.yaml").write_text(yaml.safe_dump(saved))
+    train(make_recipe(**SETTINGS), stopped, resume=True, progress_bar=False)
+    assert_bitwise(weights(stopped), weights(whole))

@@ -1,17 +1,13 @@
-"""A training from recipe to run folder.
+"""A training from recipe to run folder; what lies in it: `iclm.training.folder`.
 
-RUN/config.json, generation_config.json, model.safetensors     the ICLM (our own parameters)
-RUN/tokenizer.json, ...                                        the base's tokenizer
-RUN/recipe.yaml                                                the recipe, every field written out
-RUN/log.jsonl                                                  a line for every logging step
-RUN/run.json                                                   domains, examples, seconds, versions; written last
-RUN/checkpoints/                                               to resume from, while training
+    recipe ─▶ base, examples ─▶ fresh or saved weights, router fitted ─▶ stage ─▶ (stage) ─▶ run folder
+
+The router is fitted before the first stage: it reads the frozen base, so that its start is the same then, and the end of
+every stage is a whole model.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import platform
 import shutil
 import time
@@ -21,20 +17,39 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from iclm.data.collation import encode
+from iclm.data.collation import Pack, encode
 from iclm.data.files import atomic_write
 from iclm.data.loading import read_sources, training_data
-from iclm.errors import CheckpointError, ConfigurationError
+from iclm.errors import ConfigurationError
 from iclm.evaluation.runs import FINISHED, context_length
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
-from iclm.recipe import Recipe, dump_recipe
-from iclm.training.trainer import ICLMTrainer, checkpoint_step, router_batches
+from iclm.model.checkpoint import load_own_state, read_weights
+from iclm.recipe import Recipe, dump_recipe, parse_recipe
+from iclm.training.folder import (
+    CHECKPOINTS,
+    LOG,
+    RECIPE,
+    STAGES,
+    Clock,
+    LogFile,
+    Resumption,
+    check_folder,
+    checkpoints_of,
+    clear_folder,
+    finite,
+    keep_log,
+    mean_loss,
+    resumption,
+    write_folder,
+    write_record,
+)
+from iclm.training.stages import Ramp, Rates, Stage, stages_of
+from iclm.training.start import check_base, start_from
+from iclm.training.trainer import ICLMTrainer, router_batches
 from iclm.version import __version__
-
-CHECKPOINTS = "checkpoints"
 
 
 def build_model(recipe: Recipe) -> ICLMForCausalLM:
@@ -45,16 +60,17 @@ def build_model(recipe: Recipe) -> ICLMForCausalLM:
     return ICLMForCausalLM.from_base(recipe.base, config, dtype=recipe.dtype)
 
 
-def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
-    """The Trainer's arguments for a recipe."""
+def training_arguments(recipe: Recipe, out: Path, stage: Stage | None = None) -> TrainingArguments:
+    """The Trainer's arguments for a stage of a recipe; None means its first."""
     section = recipe.training
+    stage = stage or stages_of(section)[0]
     try:
         get_reporting_integration_callbacks(section.report_to)
     except (ValueError, ImportError) as error:
         raise ConfigurationError(f"training.report_to cannot be used: {error}") from error
     return TrainingArguments(
-        output_dir=str(out / CHECKPOINTS),
-        num_train_epochs=section.epochs,
+        output_dir=str(checkpoints_of(out, stage)),
+        num_train_epochs=stage.epochs,
         per_device_train_batch_size=section.batch_size,
         gradient_accumulation_steps=section.gradient_accumulation,
         learning_rate=section.learning_rate,
@@ -79,22 +95,6 @@ def training_arguments(recipe: Recipe, out: Path) -> TrainingArguments:
     )
 
 
-class _LogFile(TrainerCallback):
-    """Appends every line of the Trainer's log to a file."""
-
-    def __init__(self, path: Path, extra: Callable[[dict[str, float]], None] | None) -> None:
-        self.path, self.extra = path, extra
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Write one line."""
-        if logs is None:
-            return
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(finite({"step": state.global_step, **logs}), allow_nan=False) + "\n")
-        if self.extra is not None:
-            self.extra(logs)
-
-
 class _ProgressBar(ProgressCallback):
     """The Trainer's progress bar on stderr, with the loss beside it instead of lines on stdout."""
 
@@ -104,21 +104,28 @@ class _ProgressBar(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
-def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
-    """Raise `ConfigurationError` if a run cannot be made in a folder; changes nothing."""
-    for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
-            raise ConfigurationError(f"{place} is a file; --out {out} names a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    is_run = (out / "recipe.yaml").is_file()
-    if not is_run and (overwrite or resume):
-        raise ConfigurationError(
-            f"{out} is not a run folder, so it is neither replaced nor resumed; choose another --out"
-        )
-    if not overwrite and not resume:
-        hint = "pass --overwrite to replace it" + (", or --resume to go on" if is_run else "")
-        raise ConfigurationError(f"{out} exists; {hint}")
+def make_trainer(
+    recipe: Recipe,
+    model: ICLMForCausalLM,
+    arguments: TrainingArguments,
+    packs: list[Pack],
+    pad: int,
+    stage: Stage,
+    callbacks: list[Any] | None = None,
+) -> ICLMTrainer:
+    """The trainer of a stage of a recipe."""
+    section = recipe.training
+    return ICLMTrainer(
+        model,
+        arguments,
+        packs,
+        pad=pad,
+        router_examples=section.router_examples,
+        rates=Rates(section.aggregator_learning_rate, section.router_learning_rate, section.critic_learning_rate),
+        independence=Ramp(section.mi_start, section.mi_ramp),
+        stage=stage,
+        callbacks=callbacks,
+    )
 
 
 def train(
@@ -145,58 +152,48 @@ def train(
     """
     out = Path(out)
     started = time.perf_counter()
+    recipe = parse_recipe(recipe.model_dump())  # a recipe may have been changed since it was read
     check_folder(out, overwrite=overwrite, resume=resume)
-    last = _last_checkpoint(recipe, out) if resume else None
+    place = resumption(recipe, out) if resume else Resumption(left=stages_of(recipe.training))
+    started -= place.spent
     # everything that can be wrong is found before the folder is touched
     transformers.set_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.base)
     model = build_model(recipe)
     packs, domains, encoded = _training_data(recipe, model, tokenizer)
-    arguments = training_arguments(recipe, out)
-    arguments.disable_tqdm = not progress_bar
-    model.to(arguments.device)
-    if last is None:
-        batch_size, seed = recipe.training.batch_size, recipe.seed
-        model.fit_router(
-            router_batches(packs, batch_size, seed, tokenizer.pad_token_id, recipe.training.router_examples)
-        )
-        if out.is_dir():
-            for child in out.iterdir():  # not the folder itself: it may be a link, or the current one
-                shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+    arguments = [training_arguments(recipe, out, stage) for stage in place.left]
+    model.to(arguments[0].device)
+    _first_weights(recipe, out, model, place, packs, tokenizer.pad_token_id)
+    if place.weights is None:
+        clear_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "recipe.yaml", overwrite=True) as stream:
+    with atomic_write(out / RECIPE, overwrite=True) as stream:
         stream.write(dump_recipe(recipe))
-    _keep_log(out / "log.jsonl", 0 if last is None else checkpoint_step(last))
-    trainer = ICLMTrainer(
-        model,
-        arguments,
-        packs,
-        pad=tokenizer.pad_token_id,
-        router_examples=recipe.training.router_examples,
-        aggregator_learning_rate=recipe.training.aggregator_learning_rate,
-        callbacks=[_LogFile(out / "log.jsonl", on_log)],
-    )
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    if progress_bar:
-        trainer.add_callback(_ProgressBar)
-    ready = time.perf_counter()
-    result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    model.eval()
+    keep_log(out / LOG, place.step)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    known: dict[str, Any] = {"method": recipe.method, "base": recipe.base, "domains": list(domains)}
+    records = list(place.records)
+    for stage, settings in zip(place.left, arguments, strict=True):
+        settings.disable_tqdm = not progress_bar
+        before = sum(record["steps"] for record in records)
+        callbacks = [LogFile(out / LOG, before, on_log), Clock(place.seconds)]
+        trainer = make_trainer(recipe, model, settings, packs, tokenizer.pad_token_id, stage, callbacks)
+        records.append({**_train_stage(trainer, place.checkpoint), "examples_seen": len(encoded) * stage.epochs})
+        if stage is not place.left[-1]:
+            _end_stage(out / STAGES / stage.name, model, tokenizer, {**known, "stages": list(records)})
+        place = Resumption(left=place.left)  # the next stage begins at its start
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    trained = time.perf_counter() - ready
     values: dict[str, Any] = {
-        "method": recipe.method,
-        "base": recipe.base,
-        "domains": list(domains),
+        **known,
         "examples": len(encoded),
-        "examples_seen": len(encoded) * recipe.training.epochs,
-        "steps": result.global_step,
-        "train_loss": _mean_loss(trainer.state.log_history, result.training_loss),
-        "train_seconds": round(trained, 2),
+        "examples_seen": sum(record["examples_seen"] for record in records),
+        "steps": sum(record["steps"] for record in records),
+        "train_loss": records[-1]["train_loss"],
+        "train_seconds": round(sum(record["train_seconds"] for record in records), 2),
         "total_seconds": round(time.perf_counter() - started, 2),
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "stages": records,
+        "trainable_parameters": trainable,
         "base_parameters": model.base_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device_name(model.device),
@@ -209,11 +206,60 @@ def train(
         },
     }
     values = finite(values)
-    with atomic_write(out / FINISHED, overwrite=True) as stream:
-        json.dump(values, stream, indent=2, allow_nan=False)
-        stream.write("\n")
+    write_record(out / FINISHED, values)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return model, values
+
+
+def _train_stage(trainer: ICLMTrainer, checkpoint: Path | None) -> dict[str, Any]:
+    """Train one stage, from a checkpoint of it if there is one, and say what was done."""
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(_ProgressBar)
+    clock = next(found for found in trainer.callback_handler.callbacks if isinstance(found, Clock))
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.model.eval()
+    return {
+        "stage": trainer.stage.name,
+        "epochs": trainer.stage.epochs,
+        "steps": result.global_step,
+        "train_loss": mean_loss(trainer.state.log_history, result.training_loss),
+        "train_seconds": round(clock.seconds, 2),
+    }
+
+
+def _first_weights(
+    recipe: Recipe, out: Path, model: ICLMForCausalLM, place: Resumption, packs: list[Pack], pad: int
+) -> None:
+    """Give a fresh model the weights that its training begins with; those of a checkpoint are left to the Trainer."""
+    if place.weights is not None:
+        check_base(model, place.weights)
+        if place.checkpoint is None:
+            load_own_state(model, read_weights(place.weights), place.weights)
+        return
+    source = recipe.training.start_from
+    if source is not None:
+        if out.resolve() in (source.resolve(), *source.resolve().parents):
+            raise ConfigurationError(
+                f"training.start_from {source} lies in --out {out}, which this training would replace"
+            )
+        start_from(model, source)
+    if not bool(getattr(model.router, "fitted", False)):
+        section = recipe.training
+        model.fit_router(router_batches(packs, section.batch_size, recipe.seed, pad, section.router_examples))
+
+
+def _end_stage(folder: Path, model: ICLMForCausalLM, tokenizer: Any, record: dict[str, Any]) -> None:
+    """Leave what a stage ended with as a run folder of its own, and drop its checkpoints."""
+
+    def write(part: Path) -> None:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        write_record(part / FINISHED, record)
+
+    write_folder(folder, write)
+    shutil.rmtree(folder.parents[1] / CHECKPOINTS / folder.name, ignore_errors=True)
 
 
 def _training_data(recipe: Recipe, model: ICLMForCausalLM, tokenizer: Any) -> tuple[Any, dict[str, int], list[Any]]:
@@ -232,46 +278,6 @@ def _training_data(recipe: Recipe, model: ICLMForCausalLM, tokenizer: Any) -> tu
     return packs, domains, encoded
 
 
-def finite(value: Any) -> Any:
-    """The value with every number that is not finite as None: a diverged loss has no number in JSON."""
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _keep_log(path: Path, step: int) -> None:
-    """Keep the lines of a log up to a step; what came after it is done again."""
-    if not path.is_file():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-    with atomic_write(path, overwrite=True) as stream:
-        stream.writelines(line + "\n" for line in lines)
-
-
-def _mean_loss(history: list[dict[str, Any]], otherwise: float) -> float:
-    """Mean of the logged losses, each weighted by the steps that it is the mean of."""
-    total, last = 0.0, 0
-    for line in history:
-        if "loss" in line:
-            total += line["loss"] * (line["step"] - last)
-            last = line["step"]
-    return total / last if last else otherwise
-
-
 def device_name(device: torch.device) -> str:
     """Name of the device for a record."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _last_checkpoint(recipe: Recipe, out: Path) -> Path | None:
-    """The newest checkpoint of an interrupted run; raises `CheckpointError` if the recipe is another one."""
-    saved = out / "recipe.yaml"
-    if saved.is_file() and saved.read_text(encoding="utf-8") != dump_recipe(recipe):
-        raise CheckpointError(
-            f"{saved} differs from the recipe given; --resume needs the recipe that the run began with"
-        )
-    if (out / FINISHED).is_file():
-        raise ConfigurationError(f"{out} is finished; there is nothing to resume")
-    whole = [folder.parent for folder in (out / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")]  # written last
-    found = sorted(whole, key=checkpoint_step)
-    return found[-1] if found else None

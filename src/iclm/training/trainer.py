@@ -11,6 +11,7 @@ The groups of the optimizer, each with a peak learning rate of its own and all o
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ class ICLMTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of training packs."""
-        return self._loader(self.train_dataset, int(self.args.num_train_epochs), self.stage.first_epoch)
+        return self._loader(self.train_dataset, math.ceil(self.args.num_train_epochs), self.stage.first_epoch)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batches of evaluation packs."""

@@ -7,7 +7,9 @@
 A batch has a few dozen labelled tokens and a state hundreds of dimensions: at that size no estimator can tell
 independent states from identical ones. Hence the projection to D dimensions and the queue. Past pairs carry no gradient,
 so the gradient of the batch is multiplied by pairs / tokens: it is that of an estimate from new pairs alone, whatever the
-length of the queue. The mean and deviation of the standardisation count as constants in the gradient.
+length of the queue. The mean and deviation of the standardisation count as constants in the gradient. Past pairs are also
+out of date: states that change much within the mi_queue / tokens steps of a queue are pushed past independence and back,
+and a smaller weight or queue is then the cure.
 
 A variational estimate has a critic, which is trained against the states. Two terms keep the sides apart in one backward
 pass of `weight * value + critic`: the gradient of `value` reaches the states only, that of `critic` the critic only. The

@@ -34,7 +34,8 @@ class CLUB(IndependenceLoss):
       below some 7 D: for D = 64 that is hundreds of nats, so mi_weight must be smaller than for the plug-in.
     - Bias: 0 while the critic has learned nothing; below MI, or below 0, where its q is poor; slightly upwards from what
       it keeps of the pairs in the queue (see `base`).
-    - Useful range: |r| up to 0.93 in a dimension (the variance's bound). Only what a Gaussian with independent
+    - Useful range: a critic that learns faster than the states change; else they run from what it knew, and the value
+      swings through 0 and below. |r| up to 0.93 in a dimension (the variance's bound). Only what a Gaussian with independent
       dimensions can express counts: mean and variance of y given x.
     - Cost: O(N D) beside two passes of the critic; no pairwise tensor.
 

@@ -44,7 +44,8 @@ class PluginMutualInformation(IndependenceLoss):
     - Bias: upwards, by about (D - 1)^2 / 2N for N pairs with one-hot symbols, less with soft ones. At the defaults (64
       dimensions, 1,040 pairs) independent Gaussians give 0.04 and identical ones 0.26.
     - Useful range: N of at least several times D; 16 tokens in all dimensions cannot tell identical from independent.
-      It sees dependence, linear or not, between which dimensions are large on the two sides.
+      It sees dependence, linear or not, between which dimensions are large on the two sides, and is blind to one
+      direction: a shift of all dimensions alike, which the softmax takes out.
     - Cost: O(N D^2) time, D^2 memory.
 
     Args:

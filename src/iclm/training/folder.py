@@ -1,0 +1,238 @@
+"""The folder of a run: what lies where in it, and where an interrupted run goes on.
+
+RUN/config.json, generation_config.json, model.safetensors     the ICLM (our own parameters)
+RUN/tokenizer.json, ...                                        the base's tokenizer
+RUN/recipe.yaml                                                the recipe, every field written out
+RUN/log.jsonl                                                  a line for every logging step; `step` counts through all stages
+RUN/run.json                                                   domains, examples, stages, seconds, versions; written last
+RUN/stages/invariant/                                          two_stage: the end of the first stage, a run folder itself
+RUN/checkpoints/                                               to resume from, while training; of two_stage a folder a stage
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback
+
+from iclm.data.files import atomic_write
+from iclm.errors import CheckpointError, ConfigurationError
+from iclm.evaluation.runs import FINISHED
+from iclm.model.checkpoint import read_json
+from iclm.recipe import Recipe, parse_recipe
+from iclm.training.stages import Stage, stages_of
+from iclm.training.trainer import checkpoint_step
+
+CHECKPOINTS = "checkpoints"
+STAGES = "stages"
+RECIPE = "recipe.yaml"
+LOG = "log.jsonl"
+CLOCK = "seconds.json"  # in a checkpoint: how long the training had taken
+
+
+def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
+    """Raise `ConfigurationError` if a run cannot be made in a folder; changes nothing."""
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigurationError(f"{place} is a file; --out {out} names a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    is_run = (out / RECIPE).is_file()
+    if not is_run and (overwrite or resume):
+        raise ConfigurationError(
+            f"{out} is not a run folder, so it is neither replaced nor resumed; choose another --out"
+        )
+    if not overwrite and not resume:
+        hint = "pass --overwrite to replace it" + (", or --resume to go on" if is_run else "")
+        raise ConfigurationError(f"{out} exists; {hint}")
+
+
+def clear_folder(out: Path) -> None:
+    """Empty a folder, which is not removed itself: it may be a link, or the current one."""
+    for child in out.iterdir() if out.is_dir() else ():
+        shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+
+
+def checkpoints_of(out: Path, stage: Stage) -> Path:
+    """The folder of a stage's checkpoints."""
+    return out / CHECKPOINTS if stage.number is None else out / CHECKPOINTS / stage.name
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where a run goes on.
+
+    Attributes:
+        checkpoint: the Trainer's checkpoint in the first of the stages that are left; None means that stage's start.
+        ended: folder of the stage that ended before; None where none did.
+        left: the stages to do.
+        records: what is known of the stages that ended.
+    """
+
+    checkpoint: Path | None = None
+    ended: Path | None = None
+    left: tuple[Stage, ...] = ()
+    records: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def weights(self) -> Path | None:
+        """Where the ICLM lies that the training goes on with; None means that it begins anew."""
+        return self.checkpoint or self.ended
+
+    @property
+    def before(self) -> int:
+        """Steps of the stages that ended."""
+        return sum(record["steps"] for record in self.records)
+
+    @property
+    def step(self) -> int:
+        """Steps done, of all stages."""
+        return self.before + (0 if self.checkpoint is None else checkpoint_step(self.checkpoint))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training up to the checkpoint, in its stage."""
+        path = None if self.checkpoint is None else self.checkpoint / CLOCK
+        return float(read_json(path).get("seconds", 0)) if path is not None and path.is_file() else 0.0
+
+    @property
+    def spent(self) -> float:
+        """Seconds of training up to the checkpoint, in all stages."""
+        return self.seconds + sum(record["train_seconds"] for record in self.records)
+
+
+def resumption(recipe: Recipe, out: Path) -> Resumption:
+    """Where an interrupted run of a recipe goes on; at the start, if there is nothing to go on from.
+
+    Raises:
+        CheckpointError: the run was begun with another recipe, or a stage's end is damaged.
+        ConfigurationError: the run is finished.
+    """
+    saved = out / RECIPE
+    if saved.is_file() and _recipe(saved) != recipe:
+        raise CheckpointError(
+            f"{saved} differs from the recipe given; --resume needs the recipe that the run began with"
+        )
+    if (out / FINISHED).is_file():
+        raise ConfigurationError(f"{out} is finished; there is nothing to resume")
+    left, ended = list(stages_of(recipe.training)), None
+    records: list[dict[str, Any]] = []
+    while len(left) > 1 and (out / STAGES / left[0].name / FINISHED).is_file():
+        ended = out / STAGES / left.pop(0).name
+        records = read_json(ended / FINISHED).get("stages") or []
+        if len(records) != 1:
+            raise CheckpointError(f"{ended / FINISHED} is damaged: stages holds {len(records)} records; remove {ended}")
+    return Resumption(_newest(checkpoints_of(out, left[0])), ended, tuple(left), tuple(records))
+
+
+def _recipe(path: Path) -> Recipe | None:
+    """A recipe as a run keeps it; a field that it lacks has its default. None if it is damaged."""
+    try:
+        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    except (ConfigurationError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+
+
+def _newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]  # written last
+    return max(whole, key=checkpoint_step, default=None)
+
+
+def keep_log(path: Path, step: int) -> None:
+    """Keep the lines of a log up to a step; what came after it, a line that was cut off too, is done again."""
+    if not path.is_file():
+        return
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= step:
+                lines.append(line)
+    with atomic_write(path, overwrite=True) as stream:
+        stream.writelines(line + "\n" for line in lines)
+
+
+def write_record(path: Path, values: dict[str, Any]) -> None:
+    """Write a record as JSON, whole or not at all."""
+    with atomic_write(path, overwrite=True) as stream:
+        json.dump(finite(values), stream, indent=2, allow_nan=False)
+        stream.write("\n")
+
+
+def finite(value: Any) -> Any:
+    """The value with every number that is not finite as None: a diverged loss has no number in JSON."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def mean_loss(history: Sequence[dict[str, Any]], otherwise: float) -> float:
+    """Mean of the logged losses, each weighted by the steps that it is the mean of."""
+    total, last = 0.0, 0
+    for line in history:
+        if "loss" in line:
+            total += line["loss"] * (line["step"] - last)
+            last = line["step"]
+    return total / last if last else otherwise
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Make a folder that is there whole or not at all: it is filled by `write` under another name."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        write(part)
+        os.replace(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+class Clock(TrainerCallback):
+    """Keeps in each checkpoint how many seconds the training has taken, those before it was resumed included."""
+
+    def __init__(self, before: float) -> None:
+        self.before, self.started = before, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self.before + time.perf_counter() - self.started
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write them beside the checkpoint's own files."""
+        write_record(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CLOCK, {"seconds": self.seconds})
+
+
+class LogFile(TrainerCallback):
+    """Appends every line of the Trainer's log to a file.
+
+    Args:
+        before: steps of earlier stages, which `step` counts too.
+        extra: called with each line.
+    """
+
+    def __init__(self, path: Path, before: int, extra: Callable[[dict[str, float]], None] | None) -> None:
+        self.path, self.before, self.extra = path, before, extra
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Write one line."""
+        if logs is None:
+            return
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(finite({"step": self.before + state.global_step, **logs}), allow_nan=False) + "\n")
+        if self.extra is not None:
+            self.extra(logs)
