@@ -1,6 +1,6 @@
 """The command line: one function a command, no logic of its own.
 
-    iclm quickstart | data acre|render|solve | train | evaluate | generate
+    iclm quickstart | data acre|raven|... | train | evaluate | diagnose | estimators | generate
 
 Progress goes to stderr, results to stdout. Exit code 0: done; 2: bad input, said in one line; 1: a fault of ours.
 """
@@ -177,6 +177,86 @@ def evaluate(
     for row in report["data"]:
         for line in dependence_lines(row.get("dependence", {}), list(loaded.domains)):
             console.print(f"{row['file']}: {line}")
+
+
+@app.command()
+def diagnose(
+    run: RunFolder,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="FILE or FILE=DOMAIN of the training distribution; default: the recipe's validation sources."
+        ),
+    ] = None,
+    ood: Annotated[list[str] | None, typer.Option(help="FILE or FILE=DOMAIN out of distribution.")] = None,
+    before: Annotated[
+        Path | None, typer.Option(help="Earlier run to look for forgetting; default: the run's own first stage.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first examples of each source.")] = None,
+    format: Annotated[str | None, typer.Option(help="Rendering of files of problems: symbolic or text.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Strict rendering of ACRE JSON files.")] = False,
+    columns: Columns = None,
+    base: Base = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to make; default: diagnosis in the run folder.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Look for the failures: routing, independence, overfitting, forgetting, interventions; with plots.
+
+    Example: iclm diagnose runs/acre --data IID_val_text.jsonl --ood Sys_test_text.jsonl
+    """
+    quiet_libraries()
+    from iclm.evaluation.diagnose import diagnose as measure
+    from iclm.evaluation.evaluate_run import evaluation_source
+    from iclm.evaluation.runs import load_run
+    from iclm.evaluation.sides import earlier_run, recipe_sources
+    from iclm.report.diagnosis import check_folder, diagnosis_tables, with_verdicts, write_diagnosis
+
+    loaded = load_run(run, base=base)
+    folder = run / "diagnosis" if out is None else out
+    check_folder(folder, overwrite=overwrite)
+    objects = "strict" if strict else "official"
+    iid, shifted = (
+        [evaluation_source(item, loaded, format=format, objects=objects, columns=columns) for item in items or ()]
+        for items in (data, ood)
+    )
+    if not iid:
+        iid, found = recipe_sources(run)
+        shifted = found + shifted
+    earlier = earlier_run(loaded, before, base)
+    with progress_bars() as bars:
+        report = measure(loaded, iid, shifted, before=earlier, limit=limit, progress=bars)
+    files = write_diagnosis(report, folder, overwrite=overwrite)
+    if as_json:
+        print_json(with_verdicts(report))
+    else:
+        for table in diagnosis_tables(report):
+            stdout().print(table)
+    note(f"written: {', '.join(map(str, files))}")
+
+
+@app.command()
+def estimators(
+    out: Annotated[Path | None, typer.Option(help="File to write, a JSON line for each figure.")] = None,
+    repetitions: Annotated[int, typer.Option(min=1, help="Samples that each figure is the mean of.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Try the measures and losses of independence where the truth is known.
+
+    Example: iclm estimators --repetitions 3 --out estimators.jsonl
+    """
+    quiet_libraries()
+    from iclm.report.estimators import estimators_table
+    from iclm.studies import estimators as study
+
+    with progress_bars() as bars:
+        rows = study.run(out, repetitions=repetitions, seed=seed, overwrite=overwrite, progress=bars)
+    if as_json:
+        print_json(rows)
+    else:
+        stdout().print(estimators_table(rows))
 
 
 @app.command()

@@ -261,22 +261,32 @@ def test_the_report_holds_both_tables_and_is_json(llama):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"active_domains": 2, "router": "vq", "aggregator": "concat"}, {"router": "oracle", "split_layer": 0}],
+    [
+        {"active_domains": 2, "router": "vq", "aggregator": "concat"},
+        {"router": "oracle", "split_layer": 0},
+        {"router": "soft", "aggregator": "probas", "router_layer": -1},
+        {"router": "vq", "router_level": "token"},
+        {"ablation": "no_invariant", "router": "random"},
+    ],
     ids=str,
 )
 def test_other_routers_and_aggregators_are_isolated_too(make_iclm, settings):
-    report = interventions(make_iclm(num_domains=3, **settings), ITEMS, pad=0)
+    model = make_iclm(num_domains=3, **settings)
+    report = interventions(model, ITEMS, pad=0)
     assert report.isolated and sum(row.n for row in report.swap.routed) == len(ITEMS)
     assert not any(effect.routes_changed for effect in report.effects.effects)
+    assert all((np.diag(report.effects.moved(kind)) > 0).all() for kind in ("off", "noise"))
+    assert report.effects.modules == tuple(model.config.module_names[1:])
 
 
 def test_a_model_without_domain_modules_is_refused(make_iclm):
-    model = make_iclm(method="lora")
-    for call in (swap_matrix, module_effects, interventions):
-        with pytest.raises(ConfigurationError, match="interventions need domain modules"):
-            call(model, ITEMS, pad=0)
-    with pytest.raises(ConfigurationError, match="interventions need domain modules"), perturbed(model, 0, "off"):
-        pass
+    for settings in ({"method": "lora"}, {"ablation": "no_domain"}):
+        model = make_iclm(**settings)
+        for call in (swap_matrix, module_effects, interventions):
+            with pytest.raises(ConfigurationError, match="interventions need domain modules"):
+                call(model, ITEMS, pad=0)
+        with pytest.raises(ConfigurationError, match="interventions need domain modules"), perturbed(model, 0, "off"):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -122,13 +122,25 @@ def test_one_module_scores_as_it_does_among_all(llama, module):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"active_domains": 2, "aggregator": "concat"}, {"router": "random", "split_layer": 0}], ids=str
+    "settings",
+    [
+        {"active_domains": 2, "aggregator": "concat"},
+        {"router": "random", "split_layer": 0},
+        {"router": "soft", "aggregator": "logits"},
+        {"router_level": "token", "router": "vq"},
+        {"router_level": "token", "router": "topk", "active_domains": 2},
+        {"ablation": "no_invariant", "router": "random"},
+        {"ablation": "no_invariant", "router": "random", "active_domains": 2},
+    ],
+    ids=str,
 )
 def test_scores_hold_for_other_models_too(make_iclm, settings):
     model = make_iclm(**{"num_domains": 3, **settings})
     items = [*CASES["several-chains"], *CASES["group-of-several-chains"]]
-    modules = [m for m in ALL if m != "oracle"]
+    modules = [*model.config.module_names, *ROUTES]
     assert_scores(score(model, items, modules=modules), model, items, modules)
+    for alone in ("mixture", "route_1"):
+        assert_scores(score(model, items, modules=[alone]), model, items, [alone])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -190,11 +202,11 @@ def test_a_forced_route_needs_no_router(make_iclm):
         assert scores.routes.tolist() == [-1] * len(items)
 
 
-@pytest.mark.parametrize("domains, module, message", [(3, "route_3", "route_0 to route_2"), (3, "route_-1", "route_2")])
-def test_a_route_to_a_module_that_is_not_there_is_refused(make_iclm, domains, module, message):
-    for modules in ([module], ["mixture", module]):
-        with pytest.raises(ConfigurationError, match=f"{module}.*{message}"):
-            score(make_iclm(num_domains=domains), CASES["one-token"], modules=modules)
+def test_a_route_to_a_module_that_is_not_there_is_refused(llama, make_iclm):
+    for module in ("route_3", "route_-1", "route_x", "route_"):
+        for modules in ([module], ["mixture", module]):
+            with pytest.raises(ConfigurationError, match=f"{module}.*route_0 to route_2"):
+                score(llama, CASES["one-token"], modules=modules)
     with pytest.raises(ConfigurationError, match=r"route_0.*no domain modules"):
         score(make_iclm(method="lora"), CASES["one-token"], modules=["route_0"])
 
@@ -276,6 +288,14 @@ def test_states_are_those_of_both_sides_where_the_answer_is_predicted(llama, mod
             for side, module in (("invariant", "invariant"), ("domain", f"domain_{route}")):
                 expected = llama.encode(ids, module=module).hidden[0, -1]
                 torch.testing.assert_close(torch.from_numpy(found.states[side][number]), expected, rtol=0, atol=2e-5)
+
+
+def test_there_are_no_invariant_states_without_the_invariant_module(make_iclm):
+    model, items = make_iclm(num_domains=3, ablation="no_invariant"), CASES["one-token"]
+    for modules in (["mixture"], ["mixture", "domain_1"]):
+        assert set(score(model, items, modules=modules, states=True).states) == {"domain"}
+    with pytest.raises(ConfigurationError, match="invariant"):
+        score(model, items, modules=["mixture", "invariant"])
 
 
 def test_states_without_the_router_are_those_of_the_forced_route_or_none(llama):

@@ -124,6 +124,7 @@ def evaluate(
     *,
     pad: int,
     dependence: bool = False,
+    states: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[ModuleResult], dict[str, Any]]:
     """Evaluate modules by choice scoring.
@@ -131,15 +132,16 @@ def evaluate(
     Args:
         modules: see `iclm.evaluation.scoring.score`.
         dependence: also measure the mutual information of the two sides' states.
+        states: also keep these states.
 
     Returns:
-        The modules' results, and figures: `n`, the `majority` baseline, the `routes` (int array [n]), and the
-        `dependence` of the states, where they apply.
+        The modules' results, and figures: `n`, the `majority` baseline, the `routes` (int array [n]), the `dependence` of
+        the states and the `states` themselves (`Scores.states`), where they apply.
     """
     was_training = model.training
     model.eval()
     try:
-        scores = score(model, examples, modules=modules, pad=pad, states=dependence, progress=progress)
+        scores = score(model, examples, modules=modules, pad=pad, states=dependence or states, progress=progress)
     finally:
         model.train(was_training)
     figures: dict[str, Any] = {"n": len(examples)}
@@ -147,8 +149,10 @@ def evaluate(
         figures["majority"] = majority_baseline(item.example.answer for item in examples).to_dict()
     if len(scores.routes) and (scores.routes >= 0).all():
         figures["routes"] = scores.routes
-    if scores.states:
+    if dependence and "invariant" in scores.states:
         figures["dependence"] = dependence_of(scores.states, [item.domain for item in examples])
+    if states and "invariant" in scores.states:
+        figures["states"] = scores.states
     return evaluate_choices(scores, examples), figures
 
 

@@ -15,6 +15,7 @@ from iclm.data.collation import EncodedExample, boundary, encode
 from iclm.data.loading import read_source
 from iclm.errors import ConfigurationError, DataError
 from iclm.evaluation.evaluate import ModuleResult, evaluate, evaluate_generation, greedy, module_names, routing_of
+from iclm.evaluation.independence import independence_report
 from iclm.evaluation.runs import Run, context_length
 from iclm.model import Route
 from iclm.recipe import DataSource, parse_columns
@@ -82,6 +83,7 @@ def evaluate_run(
     routing: str = "learned",
     generate: bool = False,
     max_new_tokens: int | None = None,
+    independence: bool = False,
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
 ) -> dict[str, Any]:
     """Evaluate modules of a run on files.
@@ -90,11 +92,12 @@ def evaluate_run(
         module: a module's name, or "all".
         routing: "learned", or "oracle": the mixture is routed by the true domain.
         generate: answers by greedy decoding instead of choice scoring.
+        independence: also every measure of the independence of the invariant and the routed domain module's states.
         progress: makes a progress callback from a title and a total.
 
     Returns:
         A JSON object: for each source `file`, `domain`, `modules` and figures under `data`; and
-        `routing` over all sources.
+        `routing` and, where asked for, `independence` over all sources.
 
     Raises:
         ICLMError: a source or an option that cannot be used.
@@ -102,9 +105,15 @@ def evaluate_run(
     if routing not in ("learned", "oracle"):
         raise ConfigurationError(f"routing is {routing!r}; use learned or oracle")
     names = module_names(run.model, module, oracle=routing == "oracle")
+    if independence and (generate or names[0] not in ("mixture", "oracle") or run.model.aggregator is None):
+        raise ConfigurationError(
+            "independence is measured on a mixture of both sides, by scoring; leave out --generate and single modules, "
+            "and give a run that has an invariant and domain modules"
+        )
     encoded = [read_for(run, source) for source in sources]
     rows: list[dict[str, Any]] = []
     routes: list[np.ndarray] = []
+    states: list[dict[str, np.ndarray]] = []
     for source, examples in zip(sources, encoded, strict=True):
         row: dict[str, Any] = {
             "file": str(source.file) if source.file is not None else f"acre-{source.acre}-{source.split}",
@@ -123,10 +132,14 @@ def evaluate_run(
             row["n"] = len(examples)
         else:
             pad = run.tokenizer.pad_token_id
-            found, figures = evaluate(run.model, examples, names, pad=pad, dependence=module == "all", progress=tick)
-            row |= {name: value for name, value in figures.items() if name != "routes"}
+            found, figures = evaluate(
+                run.model, examples, names, pad=pad, dependence=module == "all", states=independence, progress=tick
+            )
             if "routes" in figures:
-                routes.append(figures["routes"])
+                routes.append(figures.pop("routes"))
+            if "states" in figures:
+                states.append(figures.pop("states"))
+            row |= figures
         row["modules"] = [result.to_dict() for result in found]
         rows.append(row)
     report: dict[str, Any] = {"run": str(run.folder), "method": run.model.config.method, "data": rows}
@@ -134,6 +147,14 @@ def evaluate_run(
     if routes:
         together = [item for examples in encoded for item in examples]
         report["routing"] = routing_of(np.concatenate(routes), together, run.model.config.num_domains)
+    if states:
+        together = [item for examples in encoded for item in examples]
+        report["independence"] = independence_report(
+            np.concatenate([found["invariant"] for found in states]),
+            np.concatenate([found["domain"] for found in states]),
+            [item.domain for item in together],
+            groups=[item.example.group or f"example {number}" for number, item in enumerate(together)],
+        )
     return report
 
 
@@ -174,8 +195,7 @@ def answer(
     route = None
     if model.router is not None and module == "mixture":
         route = model.route(ids, mask) if domain is None else Route.to(_domain_number(run, domain).to(model.device))
-    indices = None if route is None else route.indices
-    response = greedy(model, tokenizer, ids, mask, max_new_tokens, module=module, route=indices)[0].removeprefix(blanks)
+    response = greedy(model, tokenizer, ids, mask, max_new_tokens, module=module, route=route)[0].removeprefix(blanks)
     result: dict[str, Any] = {"answer": response, "module": module, "domain_modules": [], "used": module}
     if route is not None:
         names = [f"domain_{i}" for i in route.indices[0].tolist()]

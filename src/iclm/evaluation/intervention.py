@@ -66,8 +66,8 @@ class SwapMatrix:
     """Accuracy of the mixture with module j put in the place of another.
 
     Attributes:
-        routed: K rows: row i has the examples whose first choice of the router is module i. With one active module and
-            one route an example its diagonal is the mixture itself.
+        routed: K rows: row i has the examples whose first choice of the router is module i (where routing is by token, that
+            of the last prompt token). With one active module and one route an example its diagonal is the mixture itself.
         by_domain: a row for each true domain that is known.
     """
 

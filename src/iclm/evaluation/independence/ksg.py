@@ -1,4 +1,4 @@
-"""How independent two sets of states are: figures to report, never losses to train on.
+"""Mutual information from nearest neighbours.
 
 Kraskov-Stögbauer-Grassberger mutual information asks, around each point i, how far the k-th nearest neighbour is in
 the joint space (max norm), and counts how many points are closer than that in x alone and in y alone:
@@ -11,7 +11,6 @@ the joint space (max norm), and counts how many points are closer than that in x
 If x and y are independent the bands hold many points that the square does not, and the figure is near 0.
 
     A. Kraskov, H. Stögbauer, P. Grassberger, "Estimating mutual information", Phys. Rev. E 69, 066138, 2004 (eq. 8).
-    S. Kornblith et al., "Similarity of neural network representations revisited", ICML 2019 (linear CKA).
 """
 
 from dataclasses import asdict, dataclass
@@ -20,11 +19,16 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.special import digamma
-from sklearn.decomposition import PCA
 
 from iclm.errors import ConfigurationError
+from iclm.evaluation.independence.samples import (
+    check_pair,
+    check_permutations,
+    permutation_p,
+    principal_components,
+    standardise,
+)
 
-_RELATIVE_ZERO = 1e-12
 _JITTER = 1e-10
 
 
@@ -110,8 +114,7 @@ def mutual_information_report(
     Raises:
         ConfigurationError: as for `ksg_mutual_information`, or `permutations` below 1.
     """
-    if permutations < 1:
-        raise ConfigurationError(f"permutations={permutations}: the baseline needs at least 1, for example 20")
+    check_permutations(permutations)
     left, right = _prepare_pair(x, y, k=k, pca=pca, seed=seed)
     estimate = _ksg(left, right, k)
     rng = np.random.default_rng([seed, 1])
@@ -120,7 +123,7 @@ def mutual_information_report(
         estimate=estimate,
         permuted_mean=float(permuted.mean()),
         permuted_sd=float(permuted.std()),
-        p_value=(1 + int(np.sum(permuted >= estimate))) / (1 + permutations),
+        p_value=permutation_p(permuted, estimate),
         n=len(left),
         k=k,
         permutations=permutations,
@@ -130,60 +133,9 @@ def mutual_information_report(
     )
 
 
-def linear_cka(x: Any, y: Any) -> float:
-    """Linear centred kernel alignment: how alike two representations of the same n inputs are, in [0, 1].
-
-    With X and Y centred: ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F). It does not change with a rotation, a shift or a common scale of
-    either side; it does with a stretch along one direction. 1: the same up to those; 0: no linear relation at all.
-
-    - Bias: with fewer inputs than dimensions unrelated representations score far above 0 (towards 1 as d/n grows); use
-      n of several times d.
-    - It sees linear relations only: a CKA of 0 is not independence.
-    - Cost: O(n · d1 · d2).
-
-    Args:
-        x: one row an input, [n, d1] (or [n]).
-        y: one row an input, [n, d2] (or [n]), row i of the same input as row i of x.
-
-    Returns:
-        The alignment; 0.0 where x or y is constant.
-
-    Raises:
-        ConfigurationError: shapes that do not pair, fewer than 2 rows, or a value that is not finite.
-    """
-    left, right = _check_pair(x, y)
-    if len(left) < 2:
-        raise ConfigurationError(f"n={len(left)} rows: linear CKA needs at least 2")
-    left, right = _standardise(left, each=False), _standardise(right, each=False)
-    if left.shape[1] == 0 or right.shape[1] == 0:
-        return 0.0
-    cross = np.linalg.norm(right.T @ left) ** 2
-    return min(1.0, float(cross / (np.linalg.norm(left.T @ left) * np.linalg.norm(right.T @ right))))
-
-
-def _check_pair(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides as finite float64 arrays [n, d] of the same n."""
-    checked = []
-    for name, value in (("x", x), ("y", y)):
-        array = np.asarray(value, dtype=np.float64)
-        if array.ndim == 1:
-            array = array[:, None]
-        if array.ndim != 2 or array.shape[1] == 0:
-            raise ConfigurationError(f"{name} of shape {list(np.shape(value))}: samples must have the shape [n, d]")
-        bad = array.size - int(np.isfinite(array).sum())
-        if bad:
-            raise ConfigurationError(
-                f"{name} has {bad} of {array.size} values that are not finite: drop those rows first"
-            )
-        checked.append(array)
-    if len(checked[0]) != len(checked[1]):
-        raise ConfigurationError(f"x has {len(checked[0])} rows and y has {len(checked[1])}: rows must be paired")
-    return checked[0], checked[1]
-
-
 def _prepare_pair(x: Any, y: Any, *, k: int, pca: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Check, standardise, reduce and jitter both sides; a constant side comes back with 0 columns."""
-    left, right = _check_pair(x, y)
+    left, right = check_pair(x, y)
     if k < 1:
         raise ConfigurationError(f"k={k}: the estimator needs at least 1 neighbour, for example 3")
     if len(left) <= k:
@@ -193,33 +145,11 @@ def _prepare_pair(x: Any, y: Any, *, k: int, pca: int | None, seed: int) -> tupl
     rng = np.random.default_rng(seed)
     sides = []
     for side in (left, right):
-        reduced = _standardise(side)
+        reduced = standardise(side)
         if pca is not None:
-            reduced = _principal_components(reduced, pca)
+            reduced = principal_components(reduced, pca)
         sides.append(reduced + _JITTER * rng.standard_normal(reduced.shape))
     return sides[0], sides[1]
-
-
-def _standardise(samples: np.ndarray, *, each: bool = True) -> np.ndarray:
-    """Columns at zero mean and unit variance (one common scale if not `each`), without constant columns."""
-    largest = np.abs(samples).max(axis=0)
-    varying = samples[:, np.ptp(samples, axis=0) > _RELATIVE_ZERO * largest]
-    if varying.shape[1] == 0:
-        return varying
-    # Divided first: the squares of very large or very small states would leave the range of float64.
-    varying = varying / np.abs(varying).max(axis=0 if each else None)
-    varying = varying - varying.mean(axis=0)
-    return varying / (varying.std(axis=0) if each else varying.std())
-
-
-def _principal_components(samples: np.ndarray, count: int) -> np.ndarray:
-    """The leading `count` principal components at unit variance; fewer where the samples span fewer directions."""
-    if samples.shape[1] == 0:
-        return samples
-    model = PCA(n_components=min(count, *samples.shape), svd_solver="full").fit(samples)
-    spanned = model.explained_variance_ratio_ > _RELATIVE_ZERO
-    components = model.transform(samples)[:, spanned]
-    return components / components.std(axis=0)
 
 
 def _ksg(x: np.ndarray, y: np.ndarray, k: int) -> float:

@@ -1,0 +1,79 @@
+"""What the measures share: checked, standardised and reduced samples, and the p-value of a permutation test.
+
+A permutation test asks how often the rows of y, shuffled against those of x, look at least as dependent as the pairs
+given: p = (1 + as high) / (1 + permutations). It is exact where rows are independent of each other, whatever the bias of
+the estimate (B. Phipson, G. Smyth, "Permutation p-values should never be zero", Stat. Appl. Genet. Mol. Biol. 9, 2010).
+"""
+
+from typing import Any
+
+import numpy as np
+from sklearn.decomposition import PCA
+
+from iclm.errors import ConfigurationError
+
+_RELATIVE_ZERO = 1e-12
+
+
+def check_samples(name: str, value: Any) -> np.ndarray:
+    """One side as a finite float64 array [n, d]; [n] becomes [n, 1].
+
+    Raises:
+        ConfigurationError: another shape, or a value that is not finite.
+    """
+    array = np.asarray(value, dtype=np.float64)
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ConfigurationError(f"{name} of shape {list(np.shape(value))}: samples must have the shape [n, d]")
+    bad = array.size - int(np.isfinite(array).sum())
+    if bad:
+        raise ConfigurationError(f"{name} has {bad} of {array.size} values that are not finite: drop those rows first")
+    return array
+
+
+def check_pair(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides as finite float64 arrays [n, d] of the same n; raises `ConfigurationError`."""
+    left, right = check_samples("x", x), check_samples("y", y)
+    if len(left) != len(right):
+        raise ConfigurationError(f"x has {len(left)} rows and y has {len(right)}: rows must be paired")
+    return left, right
+
+
+def check_permutations(permutations: int) -> None:
+    """Raise `ConfigurationError` unless there is at least 1 permutation."""
+    if permutations < 1:
+        raise ConfigurationError(f"permutations={permutations}: the baseline needs at least 1, for example 20")
+
+
+def varying(samples: np.ndarray) -> np.ndarray:
+    """Which columns of [n, d] are not constant, bool [d]; what is left by rounding counts as constant."""
+    if len(samples) == 0:
+        return np.zeros(samples.shape[1], dtype=bool)
+    return np.ptp(samples, axis=0) > _RELATIVE_ZERO * np.abs(samples).max(axis=0)
+
+
+def standardise(samples: np.ndarray, *, each: bool = True) -> np.ndarray:
+    """Columns at zero mean and unit variance (one common scale if not `each`), without constant columns."""
+    kept = samples[:, varying(samples)]
+    if kept.shape[1] == 0:
+        return kept
+    # Divided first: the squares of very large or very small states would leave the range of float64.
+    kept = kept / np.abs(kept).max(axis=0 if each else None)
+    kept = kept - kept.mean(axis=0)
+    return kept / (kept.std(axis=0) if each else kept.std())
+
+
+def principal_components(samples: np.ndarray, count: int) -> np.ndarray:
+    """The leading `count` principal components at unit variance; fewer where the samples span fewer directions."""
+    if samples.shape[1] == 0:
+        return samples
+    model = PCA(n_components=min(count, *samples.shape), svd_solver="full").fit(samples)
+    spanned = model.explained_variance_ratio_ > _RELATIVE_ZERO
+    components = model.transform(samples)[:, spanned]
+    return components / components.std(axis=0)
+
+
+def permutation_p(permuted: np.ndarray, statistic: float) -> float:
+    """(1 + permutations that reach the statistic) / (1 + permutations); equal up to rounding counts as reached."""
+    return (1 + int(np.sum(permuted >= statistic - _RELATIVE_ZERO))) / (1 + len(permuted))

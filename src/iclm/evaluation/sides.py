@@ -1,0 +1,210 @@
+"""The examples that a run is diagnosed on, in two sides, with every module's answers.
+
+    iid     sources of the training distribution         ood     shifted ones
+
+Beside the modules each side knows the answers of the untouched base model: all modules off.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from iclm.data.acre.regimes import infer_regime
+from iclm.data.collation import EncodedExample
+from iclm.errors import ConfigurationError
+from iclm.evaluation.evaluate_run import read_for
+from iclm.evaluation.metrics import Accuracy
+from iclm.evaluation.runs import FINISHED, Run, load_run
+from iclm.evaluation.scoring import Scores, score
+from iclm.model import ICLMForCausalLM
+from iclm.recipe import DataSource, load_recipe
+
+STAGE = Path("stages") / "invariant"  # where a two-stage training leaves the end of its first stage
+
+Progress = Callable[[str, int], Callable[[int], None]]
+
+
+def is_shifted(source: DataSource, training: Sequence[DataSource]) -> bool:
+    """Whether a source lies outside the training distribution.
+
+    As it says itself (`shifted`). Else: ACRE problems of a regime that no training source is of, and generated RAVEN problems
+    of a configuration that none is of. A file tells its regime by an official name (Sys_test.json); where neither it nor the
+    training does, it is taken to be of the training distribution.
+    """
+    if source.shifted is not None:
+        return source.shifted
+    if source.raven is not None:
+        return source.raven not in {item.raven for item in training}
+    known, regime = {_regime(item) for item in training}, _regime(source)
+    return regime is not None and regime not in known and (source.acre is not None or known != {None})
+
+
+def _regime(source: DataSource) -> str | None:
+    """Regime of ACRE problems, where it is known."""
+    told = None if source.file is None else infer_regime(source.file)
+    return source.acre or (told[0] if told else None)
+
+
+def recipe_sources(folder: Path) -> tuple[list[DataSource], list[DataSource]]:
+    """The validation sources of a run's recipe: those of the training distribution, and the others.
+
+    Raises:
+        ConfigurationError: none of them is of the training distribution, or the recipe cannot be read.
+    """
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise ConfigurationError(f"{folder} holds no recipe.yaml to take validation sources from; pass --data FILE")
+    data = load_recipe(path).data
+    shifted = [is_shifted(source, data.train) for source in data.validation]
+    iid = [source for source, far in zip(data.validation, shifted, strict=True) if not far]
+    if not iid:
+        what = "are all out of distribution" if data.validation else "are none"
+        raise ConfigurationError(
+            f"{path}: the validation sources {what}; pass --data FILE of the training distribution"
+        )
+    return iid, [source for source, far in zip(data.validation, shifted, strict=True) if far]
+
+
+def earlier_run(run: Run, folder: Path | None = None, base: str | None = None) -> Run | None:
+    """What a run is compared with: the folder given, else the end of the run's own first stage; None if there is none.
+
+    Args:
+        folder: a run folder, or any saved ICLM; the latter is taken to know the domains of `run`.
+        base: the base model, if it is not where the folder says.
+
+    Raises:
+        CheckpointError: a folder that cannot be loaded.
+        ConfigurationError: it was made from another base model, so the examples are not the same.
+    """
+    if folder is None:
+        folder = run.folder / STAGE
+        if not folder.is_dir():
+            return None
+    if (folder / FINISHED).is_file():
+        found = load_run(folder, base=base)
+    else:
+        model = ICLMForCausalLM.from_pretrained(folder, base=base).to(run.model.device)
+        found = Run(folder, model, run.tokenizer, run.record)
+    if found.model.config.base.get("fingerprint") != run.model.config.base.get("fingerprint"):
+        raise ConfigurationError(
+            f"{folder} was made from another base model than {run.folder}; compare runs of one base"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Side:
+    """The examples of one side, "iid" or "ood", and how they were answered.
+
+    Attributes:
+        sources: what they were read from, with n and domain.
+        examples: all of them.
+        scores: of the mixture and of every module.
+        correct: by module, and for "base", the untouched base model: whether each answer was right, bool [n].
+    """
+
+    name: str
+    sources: list[dict[str, Any]]
+    examples: list[EncodedExample]
+    scores: Scores
+    correct: dict[str, np.ndarray]
+
+    @property
+    def domains(self) -> np.ndarray:
+        """Name of the true domain of each example, [n]."""
+        return np.array([domain_name(item) for item in self.examples])
+
+    def accuracy(self, module: str) -> dict[str, Any]:
+        """Accuracy over all examples and by domain."""
+        right, domains = self.correct[module], self.domains
+        by_domain = {name: accuracy_of(right[domains == name]).to_dict() for name in sorted(set(domains.tolist()))}
+        return {"overall": accuracy_of(right).to_dict(), "by_domain": by_domain}
+
+    def majority(self) -> dict[str, Any]:
+        """Accuracy of always giving the most frequent answer of the domain."""
+        answers: dict[str, Counter[str]] = {}
+        for item in self.examples:
+            answers.setdefault(domain_name(item), Counter())[item.example.answer] += 1
+        best = {name: Accuracy(max(found.values()), sum(found.values())) for name, found in sorted(answers.items())}
+        overall = Accuracy(sum(a.correct for a in best.values()), sum(a.n for a in best.values()))
+        return {"overall": overall.to_dict(), "by_domain": {name: found.to_dict() for name, found in best.items()}}
+
+
+def domain_name(item: EncodedExample) -> str:
+    """Name of an example's true domain, "unknown" where it has none."""
+    return item.example.domain or "unknown"
+
+
+def accuracy_of(right: np.ndarray) -> Accuracy:
+    return Accuracy(int(right.sum()), len(right))
+
+
+def answer_with(
+    model: ICLMForCausalLM,
+    examples: Sequence[EncodedExample],
+    modules: Sequence[str],
+    pad: int,
+    tick: Callable[[int], None] | None,
+    states: bool = False,
+) -> tuple[Scores, dict[str, np.ndarray]]:
+    """Scores of modules, and whether each answer is right; raises `ConfigurationError` if a score is not finite."""
+    scores = score(model, examples, modules=modules, pad=pad, states=states, progress=tick)
+    answers = np.array([item.example.answer_index for item in examples], dtype=int)
+    for module, choices in scores.choices.items():
+        if not all(np.isfinite(values).all() for values in choices):
+            raise ConfigurationError(
+                f"log-likelihoods of {module} are not finite: the training has diverged; train anew"
+            )
+    return scores, {module: scores.predictions(module) == answers for module in scores.choices}
+
+
+@contextmanager
+def modules_off(model: ICLMForCausalLM) -> Iterator[None]:
+    """Make every module the untouched base model (B = 0), and put them back bitwise at the end, whatever happens."""
+    parameters = [parameter for name, parameter in model.named_parameters() if ".lora_B." in name]
+    kept = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.zero_()
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in zip(parameters, kept, strict=True):
+                parameter.copy_(values)
+
+
+def answered_side(
+    name: str, run: Run, sources: Sequence[DataSource], limit: int | None, progress: Progress | None
+) -> Side:
+    rows, examples = [], []
+    for source in sources:
+        if limit is not None:
+            source = source.model_copy(update={"limit": min(limit, source.limit or limit)})
+        found = read_for(run, source)
+        rows.append({"source": source_name(source), "domain": domain_name(found[0]), "n": len(found)})
+        examples += found
+    model, pad = run.model, run.tokenizer.pad_token_id
+    both = model.config.num_domains > 0 and 0 in model.config.modules
+    tick = None if progress is None else progress(f"scoring {name}", 2 * len(examples))
+    scores, correct = answer_with(model, examples, model.config.module_names, pad, tick, states=both)
+    with modules_off(model):
+        alone = model.config.module_names[-1]  # one module alone: the fewest rows
+        correct["base"] = answer_with(model, examples, (alone,), pad, tick)[1][alone]
+    return Side(name, rows, examples, scores, correct)
+
+
+def source_name(source: DataSource) -> str:
+    """What a source is called in a report."""
+    made = source.acre or source.raven
+    if made is not None:
+        return f"{'acre' if source.acre else 'raven'}-{made}-{source.split}-{source.format}"
+    return str(source.file if source.file is not None else source.dataset)
