@@ -215,6 +215,9 @@ def test_the_version_is_printed(iclm):
         ("generate", "run", "--prompt", "x", "--max-new-tokens", "many"),
         ("generate", "run", "--prompt", "x", "--max-new-tokens", "0"),
         ("quickstart", "--test-problems", "0"),
+        ("diagnose",),
+        ("diagnose", "run", "--limit", "0"),
+        ("estimators", "--repetitions", "0"),
         ("train", "recipe.yaml", "--out", "x", "--fast"),
     ],
     ids=" ".join,
@@ -296,6 +299,63 @@ def test_an_answer_is_on_stdout_and_the_module_on_stderr(iclm, workplace):
 def test_a_prompt_from_standard_input_is_answered_like_one_on_the_command_line(iclm, workplace):
     one = iclm("generate", "run", "--prompt", "[3, 7] -> ")
     assert iclm("generate", "run", "--prompt", "-", stdin="[3, 7] -> ") == one
+    assert iclm("generate", "run", "--prompt", "-", stdin="[3, 7] -> \n") == one, "echo ends in a line break"
+
+
+DATA = ("--data", "IID_val_text.jsonl", "--data", "IID_val_symbolic.jsonl")
+
+
+def test_a_diagnosis_is_tables_on_stdout_and_a_folder_with_plots(iclm, workplace):
+    found = iclm("diagnose", "run", *DATA, "--ood", "mystery.jsonl=text", "--limit", 6)
+    assert found.code == 0
+    for words in ("routing of run", "forgetting of run", "base → mixture, iid", "not measured"):
+        assert words in found.out
+    names = sorted(path.name for path in (workplace / "run" / "diagnosis").iterdir())
+    assert names == ["accuracy.png", "diagnosis.json", "features.png", "routing.png", "swap.png", "training.png"]
+    assert found.err.startswith("written to run/diagnosis: diagnosis.json, ")
+
+
+def test_a_diagnosis_as_json_is_the_one_that_is_kept(iclm, workplace):
+    arguments = ("diagnose", "run", *DATA, "--before", "run", "--limit", 4, "--out", "mine", "--json")
+    found = iclm(*arguments).json
+    assert found == json.loads(Path("mine/diagnosis.json").read_text())
+    assert [(row["domain"], row["n"]) for row in found["data"]["iid"]] == [("text", 4), ("symbolic", 4)]
+    assert found["forgetting"]["earlier"]["measured"] and found["training"]["curves"]["loss"]["step"]
+    assert {"routing", "overfitting"} <= {verdict["failure"] for verdict in found["verdicts"]}
+    before = tree(Path("mine"))
+    assert "--overwrite" in iclm(*arguments).refused()
+    assert tree(Path("mine")) == before
+    assert iclm(*arguments, "--overwrite").code == 0
+
+
+def test_a_diagnosis_without_data_takes_the_validation_sources_of_the_recipe(iclm, workplace):
+    assert "--data" in iclm("diagnose", "run").refused()
+    recipe = yaml.safe_load(Path("run/recipe.yaml").read_text())
+    sources = [{"acre": regime, "split": "val", "problems": 1, "format": "text"} for regime in ("IID", "Sys")]
+    recipe["data"]["validation"] = sources
+    Path("run/recipe.yaml").write_text(yaml.safe_dump(recipe))
+    data = iclm("diagnose", "run", "--ood", "mystery.jsonl=text", "--json").json["data"]
+    assert [row["source"] for row in data["iid"]] == ["acre-IID-val-text"]
+    assert [row["source"] for row in data["ood"]] == ["acre-Sys-val-text", "mystery.jsonl"]
+
+
+def test_the_estimators_are_tried_as_often_as_asked(iclm, workplace, monkeypatch):
+    from iclm.studies import estimators
+
+    asked = {}
+    row = {"estimator": "ksg", "kind": "measure", "distribution": "gaussian", "dims": 1, "rho": 0.5, "n": 200}
+    row |= {"truth": 0.25, "mean": 0.24, "sd": 0.05, "rejected": 1.0, "repetitions": 3, "seconds": 0.1}
+
+    def run(out, **options):
+        asked.update(options, out=out)
+        return [row]
+
+    monkeypatch.setattr(estimators, "run", run)
+    arguments = ("estimators", "--out", "rows.jsonl", "--repetitions", 3, "--seed", 5, "--overwrite")
+    assert iclm(*arguments, "--json").json == [row]
+    asked.pop("progress")
+    assert asked == {"out": Path("rows.jsonl"), "repetitions": 3, "seed": 5, "overwrite": True}
+    assert "0.24" in iclm(*arguments).out
 
 
 def test_a_wrong_label_is_reported_by_the_solver(iclm, workplace):
@@ -428,6 +488,26 @@ def test_an_evaluation_that_cannot_be_made_is_one_line(iclm, broken_files, argum
     assert tree(broken_files) == before
 
 
+BAD_DIAGNOSES = [
+    ((), "--data"),
+    (("--data", "nowhere.jsonl"), "nowhere.jsonl"),
+    (("--data", "IID_val.json"), "symbolic or text"),
+    ((*DATA, "--ood", "empty.jsonl"), "empty.jsonl"),
+    ((*DATA, "--before", "nowhere"), "nowhere"),
+    ((*DATA, "--out", "run"), "no diagnosis"),
+    ((*DATA, "--out", "run", "--overwrite"), "no diagnosis"),
+    ((*DATA, "--out", "recipe.yaml"), "recipe.yaml is a file"),
+    ((*DATA, "--base", "/nowhere/at/all"), "/nowhere/at/all"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_DIAGNOSES, ids=[" ".join(a) for a, _ in BAD_DIAGNOSES])
+def test_a_diagnosis_that_cannot_be_made_is_one_line_and_leaves_nothing(iclm, broken_files, arguments, words):
+    before = tree(broken_files)
+    assert words in iclm("diagnose", "run", *arguments).refused()
+    assert tree(broken_files) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -484,6 +564,7 @@ def test_a_base_whose_weights_changed_since_the_training_is_refused(iclm, workpl
         ("data", "solve", "empty.jsonl"),
         ("quickstart", "base=/nowhere/at/all", "--out", "new"),
         ("quickstart", "training.epoch=1", "--out", "new"),
+        ("estimators", "--out", "IID_val.json"),
         ("quickstart", "--out", "run"),
         ("quickstart", "--out", "run", "base=/nowhere/at/all", "--overwrite"),
     ],

@@ -232,7 +232,7 @@ def diagnose(
     else:
         for table in diagnosis_tables(report):
             stdout().print(table)
-    note(f"written: {', '.join(map(str, files))}")
+    note(f"written to {folder}: {', '.join(path.name for path in files)}")
 
 
 @app.command()

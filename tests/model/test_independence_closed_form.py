@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from iclm.model import ICLMConfig
-from iclm.model.independence import CLUB, HSIC, CrossCorrelation, InfoNCE
+from iclm.model.independence import CLUB, HSIC, CrossCorrelation, InfoNCE, hsic
 
 DIM = 4
 
@@ -153,6 +153,16 @@ def test_hsic_sees_a_dependence_without_correlation():
     settings = config(hidden_size=1)
     assert float(HSIC(settings)(x, x**2).value) > 10 * float(HSIC(settings)(x, noise).value)
     assert float(CrossCorrelation(settings)(x, x**2).value) < 1e-6
+
+
+def test_the_bandwidth_of_hsic_is_a_constant_in_the_gradient(monkeypatch):
+    x, y = (states.requires_grad_() for states in gaussian(30, 0.6))
+    (found,) = torch.autograd.grad(HSIC(config())(x, y).value, x)
+    bandwidth, kept = hsic._bandwidth, []
+    monkeypatch.setattr(hsic, "_bandwidth", lambda distances: kept.append(float(bandwidth(distances))) or kept[-1])
+    (expected,) = torch.autograd.grad(HSIC(config())(x, y).value, x)
+    assert len(kept) == 2
+    torch.testing.assert_close(found, expected)
 
 
 # -- cross-correlation ---------------------------------------------------------------------------------------------------

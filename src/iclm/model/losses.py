@@ -4,7 +4,7 @@
 
 LM is the mean negative log-likelihood of the labelled tokens; under gradient accumulation every term is the batch's share
 of the accumulated step, so that accumulation changes nothing. The critic's term is there where the estimate of MI has
-parameters of its own; it moves nothing else. Gendron et al. 2024, section 3.
+parameters of its own; it moves nothing else, and is there in training only. Gendron et al. 2024, section 3.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from iclm.model.modeling_iclm import ICLMForCausalLM
 
 IGNORED = -100  # label of a token that nothing is to be learned from
+CRITIC_SCALE = 0.01  # Adam does not see it, but clipping by the norm of all gradients would let critics shrink the others
 
 
 def five_term_loss(
@@ -72,9 +73,9 @@ def five_term_loss(
                 found = model.independence(invariant, domain)
                 terms["mi"] = share * found.value
                 loss = loss + config.mi_weight * model.mi_scale * terms["mi"]
-                if found.critic is not None:
+                if found.critic is not None and model.training:
                     terms["critic"] = share * found.critic
-                    loss = loss + terms["critic"]
+                    loss = loss + CRITIC_SCALE * terms["critic"]
         if config.router_weight and encoded.route.loss is not None:
             terms["router"] = share * encoded.route.loss
             loss = loss + config.router_weight * terms["router"]

@@ -472,8 +472,8 @@ def write_diagnosis(report: dict[str, Any], out: str | Path, *, overwrite: bool 
     """
     out = Path(out)
     check_folder(out, overwrite=overwrite)
-    out = out.resolve()  # what a link points to is replaced, not the link
-    made = out.parent / f".iclm-{secrets.token_hex(8)}.tmp"
+    target = out.resolve()  # what a link points to is replaced, not the link
+    made = target.parent / f".iclm-{secrets.token_hex(8)}.tmp"
     try:
         try:
             made.mkdir(parents=True)
@@ -483,9 +483,9 @@ def write_diagnosis(report: dict[str, Any], out: str | Path, *, overwrite: bool 
             json.dump(with_verdicts(report), stream, indent=2, allow_nan=False)
             stream.write("\n")
         names = [FILE, *(path.name for path in write_plots(report, made))]
-        if out.exists():
-            shutil.rmtree(out)
-        made.rename(out)
+        if target.exists():
+            shutil.rmtree(target)
+        made.rename(target)
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return [out / name for name in names]

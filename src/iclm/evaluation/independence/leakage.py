@@ -40,9 +40,9 @@ class LeakageReport:
     chance: float
     """Share of the largest domain: what an answer without the states reaches."""
     permuted_mean: float
-    """Mean accuracy on shuffled domains."""
+    """Mean accuracy on shuffled domains, every group weighing the same."""
     p_value: float
-    """(1 + permutations with at least this accuracy) / (1 + permutations); never 0."""
+    """(1 + permutations with at least the accuracy) / (1 + permutations), every group weighing the same; never 0."""
     n: int
     """Number of examples."""
     domains: int
@@ -72,12 +72,12 @@ def domain_leakage(
 
     A permutation shuffles domains within folds, so that every fold keeps its share of each domain: otherwise a domain that
     is frequent in one fold would be rare in the others, and shuffled accuracies too low. Examples of a group are not
-    independent: where a group has one domain it is shuffled as a whole, where it has several they are shuffled inside it.
+    independent: where a group has one domain it is shuffled as a whole, where it has several they are shuffled inside it,
+    and in the probe and the p-value every group weighs the same, so that a shuffle keeps the shares of the domains.
 
     - Bias: downwards; the probe is what n examples can teach a linear model of 32 principal components. Domains of small
       variance, or told apart by a curved boundary, are missed: chance is no proof of invariance.
-    - Useful range: some tens of examples a domain at least. Groups of very different size in different domains make the
-      p-value rough.
+    - Useful range: some tens of groups a domain at least.
     - The interval takes examples as independent; with groups it is too narrow.
     - Cost: O(folds · n · H · min(n, H)) for the reductions, which do not depend on the domains and are computed once, and
       one small regression a fold and permutation.
@@ -104,21 +104,21 @@ def domain_leakage(
     _check(labels, units, folds, domains)
     alone = len(np.unique(units)) == len(units)
     splitter = (StratifiedKFold if alone else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed)
-    split = splitter.split(samples, labels, None if alone else units)
-    probe = _Probe(samples, [test for _, test in split])
-    correct, chance = Accuracy(probe.correct(labels), len(labels)), _share(labels)
+    folded = [test for _, test in splitter.split(samples, labels, None if alone else units)]
+    weights = 1.0 / np.bincount(units)[units]
+    probe = _Probe(samples, weights, folded)
+    right = probe.right(labels)
     rng = np.random.default_rng([seed, 1])
-    # over the majority: shuffled groups of unequal size change the share of the largest domain
     shuffled = [shuffle_domains(labels, units, probe.fold, rng) for _ in range(permutations)]
-    permuted = np.array([probe.correct(values) / len(values) - _share(values) for values in shuffled])
-    accuracy = correct.correct / correct.n
+    permuted = np.array([np.average(probe.right(values), weights=weights) for values in shuffled])
+    correct = Accuracy(int(right.sum()), len(right))
     return LeakageReport(
-        accuracy=accuracy,
+        accuracy=float(right.mean()),
         low=correct.low,
         high=correct.high,
-        chance=chance,
-        permuted_mean=chance + float(permuted.mean()),
-        p_value=permutation_p(permuted, accuracy - chance),
+        chance=int(np.bincount(labels).max()) / len(labels),
+        permuted_mean=float(permuted.mean()),
+        p_value=permutation_p(permuted, float(np.average(right, weights=weights))),
         n=len(labels),
         domains=int(labels.max()) + 1,
         groups=len(np.unique(units)),
@@ -130,8 +130,8 @@ def domain_leakage(
 class _Probe:
     """The probe of every fold, with its reductions computed once."""
 
-    def __init__(self, samples: np.ndarray, tests: list[np.ndarray]) -> None:
-        self.tests = [test for test in tests if len(test)]
+    def __init__(self, samples: np.ndarray, weights: np.ndarray, tests: list[np.ndarray]) -> None:
+        self.weights, self.tests = weights, [test for test in tests if len(test)]
         self.fold = np.zeros(len(samples), dtype=int)
         kept = samples[:, varying(samples)]
         kept = kept / np.abs(kept).max(axis=0) if kept.size else np.zeros((len(samples), 1))
@@ -145,16 +145,17 @@ class _Probe:
                 reduce.fit(kept[train])
             self.reduced.append((train, reduce.transform(kept[train]), reduce.transform(kept[test])))
 
-    def correct(self, labels: np.ndarray) -> int:
-        """How many of the labels [n] are told right."""
-        correct = 0
+    def right(self, labels: np.ndarray) -> np.ndarray:
+        """Which of the labels [n] are told, bool [n]."""
+        right = np.zeros(len(labels), dtype=bool)
         for (train, seen, asked), test in zip(self.reduced, self.tests, strict=True):
             if len(np.unique(labels[train])) == 1:
                 answers = np.full(len(test), labels[train][0])
             else:
-                answers = LogisticRegression(max_iter=1000).fit(seen, labels[train]).predict(asked)
-            correct += int(np.sum(answers == labels[test]))
-        return correct
+                weights = self.weights[train] / self.weights[train].mean()
+                answers = LogisticRegression(max_iter=1000).fit(seen, labels[train], weights).predict(asked)
+            right[test] = answers == labels[test]
+        return right
 
 
 def shuffle_domains(labels: np.ndarray, units: np.ndarray, fold: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -180,11 +181,6 @@ def _numbers(name: str, values: Sequence[Any] | np.ndarray, n: int) -> np.ndarra
     if found.shape != (n,):
         raise ConfigurationError(f"{name} of shape {list(found.shape)} for {n} states: give one for each")
     return np.unique(found, return_inverse=True)[1].astype(int)
-
-
-def _share(labels: np.ndarray) -> float:
-    """Share of the most frequent label."""
-    return int(np.bincount(labels).max()) / len(labels)
 
 
 def _check(labels: np.ndarray, units: np.ndarray, folds: int, domains: Sequence[Any] | np.ndarray) -> None:

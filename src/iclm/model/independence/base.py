@@ -14,7 +14,7 @@ and a smaller weight or queue is then the cure.
 A variational estimate has a critic, which is trained against the states. Two terms keep the sides apart in one backward
 pass of `weight * value + critic`: the gradient of `value` reaches the states only, that of `critic` the critic only. The
 critic learns from the pairs of the batch alone, so from each pair once: trained on the whole queue at every step it knows
-its 1,024 pairs by heart, and finds 6 nats (CLUB) or 3 nats (InfoNCE) in independent states of 64 dimensions, where it
+its 1,024 pairs by heart, and finds 5 to 6 nats (CLUB) or 3 (InfoNCE) in independent states of 64 dimensions, where it
 finds 0.5 and 0.15 this way.
 """
 
