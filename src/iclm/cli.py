@@ -139,6 +139,9 @@ def evaluate(
     format: Annotated[str | None, typer.Option(help="Rendering of ACRE JSON files: symbolic or text.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Strict rendering of ACRE JSON files.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first examples of each file.")] = None,
+    independence: Annotated[
+        bool, typer.Option("--independence", help="Also every measure of the modules' independence.")
+    ] = False,
     columns: Columns = None,
     base: Base = None,
     as_json: Json = False,
@@ -150,7 +153,7 @@ def evaluate(
     quiet_libraries()
     from iclm.evaluation.evaluate_run import evaluate_run, evaluation_source
     from iclm.evaluation.runs import load_run
-    from iclm.report.tables import dependence_lines, evaluation_table, routing_lines
+    from iclm.report.tables import dependence_lines, evaluation_table, independence_table, routing_lines
 
     loaded = load_run(run, base=base)
     objects = "strict" if strict else "official"
@@ -165,6 +168,7 @@ def evaluate(
             routing=routing,
             generate=generate,
             max_new_tokens=max_new_tokens,
+            independence=independence,
             progress=bars,
         )
     if as_json:
@@ -174,6 +178,8 @@ def evaluate(
     console.print(evaluation_table(report))
     for line in routing_lines(report["routing"]) if "routing" in report else ():
         console.print(line)
+    if "independence" in report:
+        console.print(independence_table(report["independence"], list(loaded.domains)))
     for row in report["data"]:
         for line in dependence_lines(row.get("dependence", {}), list(loaded.domains)):
             console.print(f"{row['file']}: {line}")

@@ -218,6 +218,25 @@ def free_form(tmp_path, prompt, answers):
     return str(path)
 
 
+def test_independence_is_measured_on_the_states_of_all_files_together(run, files):
+    report = evaluate_run(run, sources(run, files["symbolic"], files["text"]), independence=True)
+    found = report["independence"]
+    assert set(found) == {"0", "1", "leakage"}
+    assert found["0"]["n"] == found["1"]["n"] == 12 and found["0"]["groups"] == 3
+    assert found["leakage"]["n"] == 24
+    assert [m["module"] for m in report["data"][0]["modules"]] == ["mixture"]
+    assert "states" not in report["data"][0] and "independence" not in evaluate_run(run, sources(run, files["text"]))
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("options", [{"generate": True}, {"module": "invariant"}, {"module": "domain_0"}])
+def test_independence_needs_the_states_of_a_mixture(run, lora, files, options):
+    with pytest.raises(ConfigurationError, match="independence"):
+        evaluate_run(run, sources(run, files["text"]), independence=True, **options)
+    with pytest.raises(ConfigurationError, match="independence"):
+        evaluate_run(lora, sources(lora, files["text"]), independence=True)
+
+
 def test_greedy_answers_are_judged_exactly_and_partially(run, tmp_path):
     prompt = examples(next(iter(generate("IID", "val", 1, seed=9))), "text")[:1]
     said = answer(run, prompt[0].prompt, max_new_tokens=8)["answer"]

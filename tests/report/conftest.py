@@ -128,7 +128,7 @@ def make_diagnosis():
                 "isolated": True,
                 "swap": {"modules": every[2:], "routed": swap, "by_domain": []},
                 "effects": {"modules": every[1:], "moved": {"off": moved, "noise": moved}, "routes_changed": 0},
-                "effect_examples": 32,
+                "effect_examples": 8,
             },
             "training": {
                 "measured": True,

@@ -98,7 +98,7 @@ def test_the_committed_run_is_what_the_study_does_by_default(committed):
         for name in names:
             found = [r for r in committed if (r["kind"], r["estimator"]) == (kind, name)]
             assert {(r["distribution"], r["dims"], r["n"]) for r in found} == tried
-            assert {r["repetitions"] for r in found} == {5 if kind == "loss" and name in CRITICS else 10}
+            assert {r["repetitions"] for r in found} == {3 if kind == "loss" and name in CRITICS else 10}
     assert sum(r["estimator"] == "leakage" for r in committed) == len(SHIFTS) * len(SAMPLES)
 
 

@@ -5,7 +5,14 @@ import io
 import pytest
 from rich.console import Console
 
-from iclm.report.tables import dependence_lines, evaluation_table, quickstart_table, routing_lines, share
+from iclm.report.tables import (
+    dependence_lines,
+    evaluation_table,
+    independence_table,
+    quickstart_table,
+    routing_lines,
+    share,
+)
 
 COLUMNS = ["IID symbolic", "Sys text"]
 
@@ -125,3 +132,22 @@ def test_dependence_of_an_unknown_domain_is_not_given_the_name_of_another():
     (line,) = dependence_lines({"-1": found(0.5)}, ["symbolic", "text"])
     assert "text" not in line and "symbolic" not in line
     assert dependence_lines({"-1": found(0.5)}, [])
+
+
+def test_the_table_of_independence_has_a_row_for_each_domain_and_measure():
+    within = {
+        "n": 40,
+        "ksg": {"estimate": 1.234, "permuted_mean": 0.01, "p_value": 0.048},
+        "cka": 0.5,
+        "cka_permuted_mean": 0.1,
+        "hsic": {"statistic": 0.25, "permuted_mean": 0.02, "p_value": 0.005},
+        "correlation": {"mean": 0.3, "permuted_mean": 0.05, "p_value": 0.5},
+    }
+    found = {"0": within, "1": {"n": 3, "skipped": "3 examples"}, "leakage": {"n": 3, "skipped": "one domain"}}
+    table = independence_table(found, ["text"])
+    columns = [list(column.cells) for column in table.columns]
+    assert columns[0] == ["text"] * 4 + ["unknown domain"]
+    assert columns[2] == ["1.23", "0.50", "0.25", "0.30", "–"]
+    assert columns[4][0] == "0.048" and columns[4][1] == "–"
+    leaking = {**found, "leakage": {"accuracy": 0.9, "chance": 0.5, "p_value": 0.01}}
+    assert list(independence_table(leaking, ["text"]).columns[2].cells)[-1] == "0.90"

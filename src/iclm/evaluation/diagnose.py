@@ -38,7 +38,7 @@ from iclm.recipe import DataSource
 
 COLLAPSED = 0.95  # share of the examples on one code, above which the router does not route
 FEATURE_EXAMPLES = 400  # that are drawn, at most
-EFFECT_EXAMPLES = 32  # that modules are changed on, at most: isolation is exact, so few will do
+EFFECT_EXAMPLES = 8  # that modules are changed on, at most: isolation is exact, so few will do
 EFFECT_ROWS = 4096  # of all passes of the changes together, about: with many modules there are fewer examples
 FEATURE_TOKENS = 4096  # of a batch of prompts, padding included
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from iclm.model.modeling_iclm import ICLMForCausalLM
 
 IGNORED = -100  # label of a token that nothing is to be learned from
-CRITIC_SCALE = 0.01  # Adam does not see it, but clipping by the norm of all gradients would let critics shrink the others
+CRITIC_SCALE = (
+    0.01  # Adam does not see it, but clipping by the norm of all gradients would let critics shrink the others
+)
 
 
 def five_term_loss(

@@ -67,6 +67,36 @@ def dependence_lines(dependence: dict[str, Any], domains: list[str]) -> list[str
     return lines
 
 
+def independence_table(found: dict[str, Any], domains: list[str]) -> Table:
+    """The table of `iclm evaluate --independence`: a row for each domain and measure."""
+    table = Table(title="dependence of invariant and domain states at the answer, within each domain")
+    for name in ("domain", "measure"):
+        table.add_column(name)
+    for name in ("figure", "shuffled or by chance", "p"):
+        table.add_column(name, justify="right")
+    for number, values in found.items():
+        if number == "leakage":
+            continue
+        name = domains[int(number)] if 0 <= int(number) < len(domains) else "unknown domain"
+        if "skipped" in values:
+            table.add_row(name, values["skipped"], "–", "–", "–")
+            continue
+        ksg, hsic, correlation = values["ksg"], values["hsic"], values["correlation"]
+        rows = (
+            ("KSG mutual information, nats", ksg["estimate"], ksg["permuted_mean"], ksg["p_value"]),
+            ("linear CKA", values["cka"], values["cka_permuted_mean"], None),
+            ("HSIC", hsic["statistic"], hsic["permuted_mean"], hsic["p_value"]),
+            ("correlation, mean |r|", correlation["mean"], correlation["permuted_mean"], correlation["p_value"]),
+        )
+        for label, value, chance, p in rows:
+            table.add_row(name, label, f"{value:.2f}", f"{chance:.2f}", "–" if p is None else f"{p:.3f}")
+    leakage = found["leakage"]
+    if "accuracy" in leakage:
+        cells = f"{leakage['accuracy']:.2f}", f"{leakage['chance']:.2f}", f"{leakage['p_value']:.3f}"
+        table.add_row("all", "accuracy of a probe that tells the domain", *cells)
+    return table
+
+
 def evaluation_table(report: dict[str, Any]) -> Table:
     """The table of `iclm evaluate`: a row for each file and module."""
     kinds = sorted({kind for row in report["data"] for m in row["modules"] for kind in m.get("by_kind", {})})

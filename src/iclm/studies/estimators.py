@@ -49,7 +49,7 @@ SHIFT_DIMS = 16
 NOISE = 0.5  # deviation of the noise in y = x² + noise
 LEVEL = 0.05  # of the tests; the numbers of permutations below are those at which it can be met exactly
 CRITICS = ("club", "infonce")  # losses whose critic is trained anew in each repetition
-CRITIC_REPETITIONS = 5  # of these, at most
+CRITIC_REPETITIONS = 3  # of these, at most
 CRITIC_STEPS, CRITIC_BATCH, CRITIC_RATE = 300, 256, 3e-3
 CRITIC_AVERAGE = 5  # fresh samples that a trained critic's value is the mean of
 
@@ -186,7 +186,7 @@ def run(
 
     Args:
         out: a JSON lines file for the rows; None for none.
-        repetitions: samples of each distribution and size; losses with a critic take at most 5.
+        repetitions: samples of each distribution and size; losses with a critic take at most 3.
         seed: of all samples, shuffles and critics.
         overwrite: replace an existing file.
         progress: makes a progress callback from a title and a total.
