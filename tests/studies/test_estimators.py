@@ -146,6 +146,9 @@ def test_a_failure_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_repetition_is_refused():
-    with pytest.raises(ConfigurationError, match="repetitions is 0"):
-        run(None, repetitions=0)
+@pytest.mark.parametrize(
+    ("options", "message"), [({"repetitions": 0}, "repetitions is 0"), ({"seed": -1}, "seed is -1")]
+)
+def test_unusable_settings_are_refused_with_what_was_given(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        run(None, **options)

@@ -198,10 +198,12 @@ def run(
         `repetitions`, and `seconds`, the processor time of one estimate.
 
     Raises:
-        ConfigurationError: no repetition, or a file that exists or cannot be written.
+        ConfigurationError: no repetition, a negative seed, or a file that exists or cannot be written.
     """
     if repetitions < 1:
         raise ConfigurationError(f"repetitions is {repetitions}; it must be at least 1")
+    if seed < 0:
+        raise ConfigurationError(f"seed is {seed}; it must not be negative")
     if out is None:
         return _rows(repetitions, seed, progress)
     with atomic_write(out, overwrite=overwrite) as stream:
