@@ -250,7 +250,7 @@ def test_an_earlier_oracle_run_goes_by_its_own_numbers_of_the_domains(make_run):
         ({"router": "soft", "router_reduction": "none"}, set()),
         ({"num_domains": 1, "router_dim": 1}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_what_a_model_does_not_have_is_not_measured_with_a_reason(make_run, settings, missing):
     report = diagnose(make_run(**settings), IID, OOD)

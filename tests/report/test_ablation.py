@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from iclm.report.ablation import ablation_markdown
+from iclm.report.ablation import ablation_markdown, routers_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "independence"
@@ -64,7 +62,18 @@ def test_the_documentation_says_what_the_committed_trainings_gave():
     assert marked[0] == ablation_markdown(arms)
 
 
-@pytest.mark.parametrize("router, accuracy", [("kmeans", True), ("random", False)])
-def test_the_committed_routers_found_the_domains_or_did_not(router, accuracy):
-    routing = json.loads((RESULTS / f"router-{router}.json").read_text(encoding="utf-8"))["routing"]
-    assert (routing["p_value"] < 0.05) == accuracy
+def routers():
+    files = {"vq": "without-seed0", "kmeans": "router-kmeans", "random": "router-random"}
+    return {name: json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8")) for name, file in files.items()}
+
+
+def test_the_documentation_says_what_the_routers_found():
+    text = (ROOT / "docs" / "independence.md").read_text(encoding="utf-8")
+    marked = text.partition("<!-- results: results/independence/router-kmeans.json -->\n")[2]
+    assert marked.partition("<!-- /results -->")[0] == routers_markdown(routers())
+
+
+def test_the_learned_routers_found_the_domains_and_chance_did_not():
+    routing = {name: report["routing"] for name, report in routers().items()}
+    assert routing["vq"]["p_value"] < 0.05 and routing["kmeans"]["p_value"] < 0.05
+    assert abs(routing["random"]["accuracy"] - routing["random"]["chance"]) < 0.1

@@ -53,16 +53,25 @@ MEASURES: tuple[tuple[str, Callable[[Report], float], Callable[[Report], float] 
 )
 
 
+def _row(report: Report, file: str) -> dict[str, Any]:
+    """The figures of the file of that name."""
+    return next(row for row in report["data"] if row["file"].rpartition("/")[2] == file)
+
+
 def accuracy_of(report: Report, file: str) -> float:
     """Accuracy of the mixture on the file of that name."""
-    row = next(row for row in report["data"] if row["file"].endswith(file))
-    return next(found["value"] for found in row["modules"] if found["module"] == "mixture")
+    return next(found["value"] for found in _row(report, file)["modules"] if found["module"] == "mixture")
+
+
+def number(value: float) -> str:
+    """Two decimals, without the sign of a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def cell(values: Iterable[float]) -> str:
     """The mean of the runs with their smallest and largest."""
     found = list(values)
-    return f"{fmean(found):.2f} [{min(found):.2f} {max(found):.2f}]"
+    return f"{number(fmean(found))} [{number(min(found))} {number(max(found))}]"
 
 
 def ablation_markdown(arms: Mapping[str, Sequence[Report]]) -> str:
@@ -81,7 +90,7 @@ def ablation_markdown(arms: Mapping[str, Sequence[Report]]) -> str:
         ends = []
         for end in (chance, total):
             value = fmean(end(report) for report in everything) if callable(end) else end
-            ends.append("–" if value is None else f"{value:.2f}")
+            ends.append("–" if value is None else number(value))
         cells = [cell(figure(report) for report in reports) for reports in arms.values()]
         lines.append(f"| {label} | {' | '.join(cells)} | {' | '.join(ends)} |")
 
@@ -92,10 +101,27 @@ def ablation_markdown(arms: Mapping[str, Sequence[Report]]) -> str:
         name = row["file"].rpartition("/")[2]
 
         def majority(report: Report, name: str = name) -> float:
-            return next(r["majority"]["value"] for r in report["data"] if r["file"].endswith(name))
+            return _row(report, name)["majority"]["value"]
 
         def accuracy(report: Report, name: str = name) -> float:
             return accuracy_of(report, name)
 
         add(f"accuracy, {name.removesuffix('.jsonl')}", accuracy, majority)
+    return "\n".join(lines) + "\n"
+
+
+def routers_markdown(reports: Mapping[str, Report]) -> str:
+    """Routing of several routers as a Markdown table.
+
+    Args:
+        reports: for each router what `iclm evaluate --json` said.
+    """
+    lines = [
+        "| router | questions | routing accuracy | by chance | normalised mutual information |",
+        "|---|---|---|---|---|",
+    ]
+    for name, report in reports.items():
+        found = report["routing"]
+        cells = [found["accuracy"], found["chance"], found["normalized_mutual_information"]]
+        lines.append(f"| `{name}` | {found['n']} | {' | '.join(number(value) for value in cells)} |")
     return "\n".join(lines) + "\n"
