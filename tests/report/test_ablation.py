@@ -7,7 +7,7 @@ from iclm.report.ablation import ablation_markdown, routers_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "independence"
-ARMS = {"without": "without-seed*.json", "weight 1": "with-seed*.json"}
+ARMS = {"without": "without-seed?.json", "weight 1": "with-seed?.json"}
 
 
 def report(ksg, accuracy):
@@ -45,7 +45,7 @@ def test_a_cell_is_the_mean_of_the_runs_with_the_smallest_and_the_largest():
     assert "| KSG mutual information, nats | 1.50 [1.00 2.00] | 0.50 [0.50 0.50] | 0.01 | 2.50 |" in lines
     assert "| accuracy, text | 0.60 [0.50 0.70] | 0.40 [0.40 0.40] | 0.40 | – |" in lines
     assert "| routing accuracy | 1.00 [1.00 1.00] | 1.00 [1.00 1.00] | 0.50 | – |" in lines
-    assert len({line.count("|") - 2 * line.count("\\|") for line in lines}) == 1, "every row has as many cells"
+    assert len({line.count("|") - line.count("\\|") for line in lines}) == 1, "every row has as many cells"
 
 
 def test_the_documentation_says_what_the_committed_trainings_gave():
