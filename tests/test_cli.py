@@ -203,6 +203,11 @@ def test_the_version_is_printed(iclm):
     assert iclm("--version") == Result(0, f"iclm {__version__}\n", "")
 
 
+def test_the_package_runs_as_a_module_too():
+    found = subprocess.run([sys.executable, "-m", "iclm", "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout == f"iclm {__version__}\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -20,7 +20,7 @@ def name_of(path):
 
 def layer_named(name):
     """The layer of a folder below src/iclm or of a file right in it: all files of the command line are one layer."""
-    return "cli" if name.startswith("cli_") else name
+    return "cli" if name.startswith("cli_") or name == "__main__" else name
 
 
 def layer_of(path):

@@ -63,6 +63,14 @@ def test_a_module_that_is_never_used_is_doubtful(healthy):
     assert judged(healthy, "routing", "most used module, out of distribution").verdict == DOUBTFUL
 
 
+def test_a_module_whose_domain_is_not_among_the_shifted_data_may_rest(healthy):
+    healthy["routing"]["iid"]["domains"] = [*healthy["routing"]["ood"]["domains"], "a third"]
+    healthy["routing"]["ood"] |= {"dead_codes": 1}
+    assert judged(healthy, "routing", "most used module, out of distribution").verdict == HEALTHY
+    healthy["routing"]["ood"] |= {"dead_codes": 2}
+    assert judged(healthy, "routing", "most used module, out of distribution").verdict == DOUBTFUL
+
+
 @pytest.mark.parametrize(
     ("accuracy", "p_value", "verdict"), [(0.95, 0.005, HEALTHY), (0.7, 0.005, DOUBTFUL), (0.7, 0.2, FAILED)]
 )
@@ -146,6 +154,12 @@ def test_a_run_that_learned_nothing_is_doubtful_and_its_gap_no_failure(healthy):
     healthy["overfitting"]["modules"][0]["iid"]["overall"] = Accuracy(41, 80).to_dict()
     assert judged(healthy, "overfitting", "accuracy of the mixture").verdict == DOUBTFUL
     assert judged(healthy, "overfitting", "distribution, mixture").verdict == HEALTHY
+
+
+def test_a_gap_between_different_domains_is_not_judged_as_one(healthy):
+    healthy["overfitting"]["modules"][0]["gap"]["by_domain"] = {}
+    found = judged(healthy, "overfitting", "distribution, mixture")
+    assert found.verdict == DOUBTFUL and found.reference is None and "FILE=DOMAIN" in found.words
 
 
 def test_without_data_out_of_distribution_the_gap_is_not_measured(healthy):

@@ -13,12 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from iclm.data.collation import EncodedExample, boundary
 from iclm.errors import ConfigurationError
 from iclm.evaluation.independence import mutual_information_report
+from iclm.evaluation.independence.report import COMPONENTS, ENOUGH
 from iclm.evaluation.metrics import Accuracy, exact_match, majority_baseline, partial_match
 from iclm.evaluation.routing import routing_report
 from iclm.evaluation.scoring import Scores, require_domains, score
 from iclm.model.modeling_iclm import ICLMForCausalLM
-
-MI_COMPONENTS = 4  # principal components a side for the reported mutual information
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,8 @@ def dependence_of(states: dict[str, np.ndarray], domains: Sequence[int]) -> dict
     numbers = np.asarray(domains)
     for number in sorted(set(domains)):
         rows = np.flatnonzero(numbers == number)
-        components = min(MI_COMPONENTS, len(rows) - 1, invariant.shape[1])
-        if len(rows) > 10:
-            found[str(number)] = mutual_information_report(invariant[rows], domain[rows], pca=components).to_dict()
+        if len(rows) >= ENOUGH:
+            found[str(number)] = mutual_information_report(invariant[rows], domain[rows], pca=COMPONENTS).to_dict()
     return found
 
 

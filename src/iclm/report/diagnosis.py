@@ -103,19 +103,22 @@ def _routing(section: dict[str, Any]) -> Iterator[Verdict]:
             words = "one domain module or one domain: there is nothing to tell apart"
             yield _missing("routing", f"routing accuracy{place}", words)
         else:
-            yield _collapse(found, place)
+            # a domain that this side lacks leaves a module without work, as it should
+            missing = max(0, len(section["iid"]["domains"]) - len(found["domains"]))
+            yield _collapse(found, place, missing)
             yield _agreement(found, place)
 
 
-def _collapse(found: dict[str, Any], place: str) -> Verdict:
+def _collapse(found: dict[str, Any], place: str, missing: int) -> Verdict:
     figure, value, largest = f"share of the most used module{place}", max(found["usage"]), found["largest_domain"]
     if found["collapsed"]:
         words = "one domain module gets everything; try router: kmeans, another router_layer or more router_examples"
         return Verdict("routing", figure, value, largest, FAILED, words)
-    if found["dead_codes"]:
+    if found["dead_codes"] > missing:
         words = f"{found['dead_codes']} domain module(s) are never used; try a smaller num_domains or router: kmeans"
         return Verdict("routing", figure, value, largest, DOUBTFUL, words)
-    return Verdict("routing", figure, value, largest, HEALTHY, "every domain module is in use")
+    words = "every domain module is in use" if not found["dead_codes"] else "no domain module takes all"
+    return Verdict("routing", figure, value, largest, HEALTHY, words)
 
 
 def _agreement(found: dict[str, Any], place: str) -> Verdict:
@@ -216,6 +219,11 @@ def _gap(section: dict[str, Any], row: dict[str, Any], base: dict[str, Any], lea
     figure = f"loss of accuracy out of distribution, {row['module']}"
     if row["gap"] is None:
         return _missing("overfitting", figure, section["reason"])
+    if not row["gap"]["by_domain"]:
+        words = (
+            "no domain is on both sides, so the difference may be that of the tasks; name them alike: --ood FILE=DOMAIN"
+        )
+        return Verdict("overfitting", figure, row["gap"]["overall"]["value"], None, DOUBTFUL, words)
     gap, reference = row["gap"]["overall"], base["gap"]["overall"]["value"]
     head = ("overfitting", figure, gap["value"], reference)
     useless = max(section["majority"]["ood"]["overall"]["value"], base["ood"]["overall"]["value"])
