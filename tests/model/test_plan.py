@@ -73,20 +73,17 @@ def test_everywhere_gives_each_example_the_modules_asked_for(drawn, width):
         assert {int(plan.sequence[row]) for row in slots} == {int(owner[example])}
 
 
-@given(routes(), st.integers(1, 4))
-def test_gate_is_the_scale_on_the_columns_of_a_rows_module_and_zero_elsewhere(drawn, rank):
+@given(routes())
+def test_the_position_of_a_row_is_where_its_module_stands_among_the_active_ones(drawn):
     route, _ = drawn
     plan = ActivationPlan.mixture(route)
-    gate = plan.gate(rank, 2.5, torch.float32)
-    assert gate.shape == (plan.rows, 1, len(plan.active) * rank)
-    for row, module in enumerate(plan.module.tolist()):
-        for column, value in enumerate(gate[row, 0].tolist()):
-            assert value == (2.5 if plan.active[column // rank] == module else 0.0)
+    assert [plan.active[position] for position in plan.position().tolist()] == plan.module.tolist()
+    assert plan.gate(2, torch.float32) is None, "only tokens need a gate"
 
 
-def test_one_module_alone_needs_no_gate_and_no_extra_row():
+def test_one_module_alone_needs_no_choice_and_no_extra_row():
     plan = ActivationPlan.everywhere((3,), 4, None, torch.device("cpu"))
-    assert plan.gate(8, 2.0, torch.float32) is None
+    assert plan.gate(8, torch.float32) is None and plan.position() is None
     assert plan.rows == 4 and plan.module.tolist() == [3] * 4
 
 

@@ -265,7 +265,10 @@ def test_a_plan_by_token_has_a_row_for_each_choice_whatever_its_modules():
     route = router(prompt)
     plan = ActivationPlan.mixture(route)
     assert plan.rows == 9 and plan.width == 3 and plan.fixed == (0,)
-    gate = plan.gate(2, 1.0, torch.float32).view(9, 10, -1, 2)[..., 0]
+    assert plan.position() is None, "its rows have no single module"
+    columns = plan.gate(2, torch.float32).view(9, 10, -1, 2)
+    assert torch.equal(columns[..., 0], columns[..., 1]) and set(columns.unique().tolist()) == {0.0, 1.0}
+    gate = columns[..., 0]
     for row in range(9):
         for token in range(10):
             used = [plan.active[i] for i in gate[row, token].nonzero()[:, 0].tolist()]

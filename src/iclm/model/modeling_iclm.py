@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from iclm.errors import BackboneError, ConfigurationError
 from iclm.model import checkpoint
 from iclm.model.aggregator import build_aggregator, weigh
+from iclm.model.attention import use_fast_attention
 from iclm.model.backbone import Head, anatomy, check_head, fingerprint, freeze, load_base, require_decoder
 from iclm.model.cache import ICLMCache
 from iclm.model.configuration_iclm import ICLMConfig
@@ -69,6 +70,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         if any(isinstance(module, (AdaptedLayer, LoRABank)) for module in base.modules()):
             raise BackboneError("the base is adapted already, by another ICLM; load it anew")
         freeze(base)
+        use_fast_attention(base)
         check_head(base, parts)
         found = fingerprint(dict(base.named_parameters()))
         checkpoint.check_fingerprint(

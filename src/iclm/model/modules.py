@@ -1,12 +1,13 @@
-"""The LoRA module bank: all modules of a linear layer at once, one gate a row.
+"""The LoRA module bank: all modules of a linear layer at once, each row with its own.
 
-For a frozen linear layer W and M modules (A_m, B_m) of rank r, with the A stacked to [M r, in] and the B to [out, M r],
+For a frozen linear layer W and modules (A_m, B_m) of rank r, a row of module m gets
 
-    y = W x + ( (A x) * gate ) B^T,        gate [rows, 1, M r] = alpha / r on the columns of a row's module, else 0
+    y = W x + alpha / r (x A_m^T) B_m^T                                     (Hu et al. 2021)
 
-so a row sees exactly its own module, and the work is two matrix products however many modules there are (Hu et al. 2021
-for one module). Only modules that some row uses are stacked: the gradient of an idle module stays None, and an
-optimizer leaves it and its state alone.
+in two batched matrix products over the rows, each with the weights of its row's module, so that the work is the same however
+many modules there are. Where each token has a module of its own (routing by token) the A are stacked to [M r, in], the B to
+[out, M r], and a gate keeps of x A^T the columns of the token's module. Only modules that some row uses are stacked: the
+gradient of an idle module stays None, and an optimizer leaves it and its state alone.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ class Activation:
 
     def __init__(self, make_plan: Callable[[torch.Tensor], ActivationPlan], rank: int, scale: float) -> None:
         self._make_plan = make_plan
-        self._rank, self._scale = rank, scale
+        self._rank = rank
         self._expanded: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.plan: ActivationPlan | None = None
         self.gate: torch.Tensor | None = None
+        self.position: torch.Tensor | None = None
         self.scale = scale
 
     def route(self, hidden: torch.Tensor, dtype: torch.dtype | None = None) -> None:
@@ -49,7 +51,8 @@ class Activation:
         """
         if self.plan is None:
             self.plan = self._make_plan(hidden)
-            self.gate = self.plan.gate(self._rank, self._scale, dtype or hidden.dtype)
+            self.gate = self.plan.gate(self._rank, dtype or hidden.dtype)
+            self.position = self.plan.position()
 
     def expand(self, value: Any) -> Any:
         """Expand to rows every tensor in `value` whose first dimension is the batch; remembered for the next layers."""
@@ -122,18 +125,21 @@ class LoRABank(nn.Module):
         if activation is None or activation.plan is None:
             return output
         modules = activation.plan.active
-        a = _stack([self.lora_A[str(m)] for m in modules], 0, x.dtype)
-        b = _stack([self.lora_B[str(m)] for m in modules], 1, x.dtype)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        low = F.linear(x, a)
-        low = low * (activation.scale if activation.gate is None else activation.gate)
-        return output + F.linear(low, b)
-
-
-def _stack(parameters: list[torch.Tensor], dim: int, dtype: torch.dtype) -> torch.Tensor:
-    joined = parameters[0] if len(parameters) == 1 else torch.cat(parameters, dim)
-    return joined.to(dtype)
+        a = [self.lora_A[str(m)] for m in modules]
+        b = [self.lora_B[str(m)] for m in modules]
+        if len(modules) == 1:
+            low = F.linear(x, a[0].to(x.dtype))
+            flat = torch.addmm(output.flatten(0, -2), low.flatten(0, -2), b[0].to(x.dtype).T, alpha=activation.scale)
+            return flat.view_as(output)
+        if activation.position is not None:  # indexing, whose gradient is summed in a fixed order on every device
+            own_a = torch.stack(a).to(x.dtype)[activation.position]
+            own_b = torch.stack(b).to(x.dtype)[activation.position]
+            low = torch.bmm(x, own_a.transpose(1, 2))
+            return torch.baddbmm(output, low, own_b.transpose(1, 2), alpha=activation.scale)
+        low = F.linear(x, torch.cat(a, 0).to(x.dtype)) * (activation.gate * activation.scale)
+        return output + F.linear(low, torch.cat(b, 1).to(x.dtype))
 
 
 class AdaptedLayer(nn.Module):

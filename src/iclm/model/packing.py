@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from iclm.errors import ConfigurationError
+from iclm.model.attention import NAME
 
 PREFIX, PADDING = 0, -1
 
@@ -86,7 +87,7 @@ class Packing:
             ConfigurationError: the base's attention implementation takes no such mask.
         """
         implementation = getattr(config, "_attn_implementation", None) or "sdpa"
-        if implementation not in ("sdpa", "eager"):
+        if implementation not in ("sdpa", "eager", NAME):
             raise ConfigurationError(f"packing needs attention 'sdpa' or 'eager'; the base uses {implementation!r}")
         branch, tokens = self.branch, self.branch.shape[1]
         earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=branch.device).tril()
@@ -109,6 +110,6 @@ class Packing:
 
 def _as_mask(seen: torch.Tensor, implementation: str, dtype: torch.dtype) -> torch.Tensor:
     seen = seen[:, None]
-    if implementation == "sdpa":
+    if implementation != "eager":
         return seen
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)

@@ -9,7 +9,7 @@
         slots     example 0: rows 0, 1      example 1: rows 2, 3      example 2: rows 4, 5
 
 An idle domain module has no row and so costs nothing, whatever K is. The plan is plain index tensors: expanding the
-sequences to rows is one `index_select`, choosing the module of a row is one gate, and an example finds its rows in its
+sequences to rows is one `index_select`, choosing the modules of the rows is another, and an example finds its rows in its
 slots: the invariant module first, then its active domain modules.
 
 Where routing is by token, a domain row belongs to no single module: each of its tokens has one (`token_module`), and the
@@ -215,14 +215,18 @@ class ActivationPlan:
         module = self.module.view(self.sequences, -1).index_select(0, examples)
         return self.regular(module, self.active, self.fixed)
 
-    def gate(self, rank: int, scale: float, dtype: torch.dtype) -> torch.Tensor | None:
-        """The gate of the module bank: float [rows, 1 or tokens, active * rank], `scale` on the columns of a row's module.
+    def position(self) -> torch.Tensor | None:
+        """Where the module of each row stands in `active`, long [rows]; None where all rows use one, or each token has its own."""
+        if len(self.active) == 1 or self.token_module is not None:
+            return None
+        return torch.searchsorted(torch.tensor(self.active, device=self.module.device), self.module)
 
-        None if all rows use the same module: there is nothing to gate then.
+    def gate(self, rank: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """Which columns belong to a token's module: float [rows, tokens, active * rank], 1 or 0.
+
+        None unless each token has a module of its own, and there are several.
         """
-        if len(self.active) == 1:
+        if self.token_module is None or len(self.active) == 1:
             return None
         active = torch.tensor(self.active, device=self.module.device)
-        module = self.module[:, None] if self.token_module is None else self.token_module
-        one_hot = (module[..., None] == active).to(dtype) * scale
-        return one_hot.repeat_interleave(rank, dim=-1)
+        return (self.token_module[..., None] == active).to(dtype).repeat_interleave(rank, dim=-1)
