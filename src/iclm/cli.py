@@ -1,6 +1,6 @@
 """The command line: one function a command, no logic of its own.
 
-    iclm quickstart | data acre|raven|... | train | evaluate | diagnose | estimators | generate
+    iclm quickstart | data acre|raven|... | train | evaluate | diagnose | estimators | generate | bench step|...
 
 Progress goes to stderr, results to stdout. Exit code 0: done; 2: bad input, said in one line; 1: a fault of ours.
 """
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from iclm import cli_data
+from iclm import cli_bench, cli_data
 from iclm.cli_shared import (
     Base,
     Columns,
@@ -38,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_bench.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)

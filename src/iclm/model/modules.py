@@ -138,6 +138,7 @@ class LoRABank(nn.Module):
             own_b = torch.stack(b).to(x.dtype)[activation.position]
             low = torch.bmm(x, own_a.transpose(1, 2))
             return torch.baddbmm(output, low, own_b.transpose(1, 2), alpha=activation.scale)
+        assert activation.gate is not None
         low = F.linear(x, torch.cat(a, 0).to(x.dtype)) * (activation.gate * activation.scale)
         return output + F.linear(low, torch.cat(b, 1).to(x.dtype))
 

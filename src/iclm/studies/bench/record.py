@@ -1,0 +1,32 @@
+"""A benchmark as a file: the figures, and what was measured on what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from iclm.data.files import atomic_write
+from iclm.studies.bench.contestants import Workload, versions
+from iclm.studies.bench.timing import Comparison, machine
+
+
+def record(rows: Sequence[Comparison], command: str, workload: Workload, rounds: int) -> dict[str, Any]:
+    """The figures of one command with everything that is needed to repeat it."""
+    return {
+        "command": f"iclm bench {command}",
+        "workload": asdict(workload),
+        "rounds": rounds,
+        "machine": machine(),
+        "versions": versions(),
+        "rows": [row.to_dict() for row in rows],
+    }
+
+
+def write(found: dict[str, Any], out: Path, *, overwrite: bool = False) -> None:
+    """Write a record as JSON, whole or not at all."""
+    with atomic_write(out, overwrite=overwrite) as stream:
+        json.dump(found, stream, indent=2, allow_nan=False)
+        stream.write("\n")
