@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,13 +43,11 @@ def _workload(model: str, batch: int, tokens: int, targets: str, dtype: str) -> 
     return Workload(base=model, batch=batch, tokens=tokens, targets=targets, dtype=dtype)
 
 
-def _finish(
-    rows: list[Any], command: str, workload: Any, rounds: int, out: Path | None, overwrite: bool, as_json: bool
-) -> None:
+def _finish(rows: list[Any], workload: Any, rounds: int, out: Path | None, overwrite: bool, as_json: bool) -> None:
     from iclm.report.bench import bench_caption, bench_table
     from iclm.studies.bench.record import record, write
 
-    found = record(rows, command, workload, rounds)
+    found = record(rows, shlex.join(["iclm", *sys.argv[1:]]), workload, rounds)
     if out is not None:
         write(found, out, overwrite=overwrite)
     if as_json:
@@ -88,7 +88,7 @@ def step(
     workload = _workload(model, batch, tokens, targets, dtype)
     with progress_bars() as bars:
         rows = bench.run(workload, _numbers(k), _names(against), rounds=rounds, compiled=compiled, note=note, tick=bars)
-    _finish(rows, "step", workload, rounds, out, overwrite, as_json)
+    _finish(rows, workload, rounds, out, overwrite, as_json)
 
 
 @app.command()
@@ -116,7 +116,7 @@ def generate(
     workload = _workload(model, batch, tokens, targets, dtype)
     with progress_bars() as bars:
         rows = bench.run(workload, _numbers(k), rounds=rounds, compiled=compiled, tick=bars)
-    _finish(rows, "generate", workload, rounds, out, overwrite, as_json)
+    _finish(rows, workload, rounds, out, overwrite, as_json)
 
 
 @app.command()
@@ -143,7 +143,7 @@ def evaluate(
     workload = _workload(model, 16, 96, targets, dtype)
     with progress_bars() as bars:
         rows = bench.run(workload, _numbers(k), rounds=rounds, problems=problems, compiled=compiled, tick=bars)
-    _finish(rows, "evaluate", workload, rounds, out, overwrite, as_json)
+    _finish(rows, workload, rounds, out, overwrite, as_json)
 
 
 @app.command()
@@ -171,7 +171,7 @@ def memory(
     workload = _workload(model, batch, tokens, targets, dtype)
     with progress_bars() as bars:
         rows = bench.run(workload, _numbers(k), _names(against), rounds=rounds, tick=bars)
-    _finish(rows, "memory", workload, rounds, out, overwrite, as_json)
+    _finish(rows, workload, rounds, out, overwrite, as_json)
 
 
 @app.command()

@@ -212,6 +212,8 @@ class TrainingSection(Section):
     """Gradients are scaled to at most this norm; 0 means never."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the layers with torch.compile: a first step of half a minute or more, then faster ones; results change by rounding."""
     router_examples: int = Field(default=256, ge=1)
     """Examples that the router is started from."""
     logging_steps: int = Field(default=10, ge=1)

@@ -13,14 +13,13 @@ from iclm.model.modules import Activation, LoRABank, Runtime
 
 @pytest.fixture
 def bank():
-    """A bank of four modules of rank 3, scale 2.5, that differ, and its runtime."""
+    """A bank of four modules of rank 3 that differ."""
     torch.manual_seed(0)
-    runtime = Runtime()
-    bank = LoRABank(nn.Linear(6, 5).requires_grad_(False), range(4), 3, 0.0, runtime)
+    bank = LoRABank(nn.Linear(6, 5).requires_grad_(False), range(4), 3, 0.0)
     for parameter in bank.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter)
-    return bank, runtime
+    return bank
 
 
 def activation_of(plan):
@@ -31,32 +30,32 @@ def activation_of(plan):
 
 @pytest.mark.parametrize("route", [[[2], [0], [2]], [[0, 1], [1, 2], [2, 0]], [[1], [1], [1]]], ids=str)
 def test_bank_equals_the_module_of_each_row_computed_by_hand(bank, route):
-    bank, runtime = bank
     plan = ActivationPlan.mixture(Route.to(torch.tensor(route)))
     x = torch.randn(plan.rows, 7, 6)
-    with runtime.use(activation_of(plan)):
-        found = bank(x)
+    bank.choose(activation_of(plan), x.dtype)
+    found = bank(x)
     for row, module in enumerate(plan.module.tolist()):
         low_rank = bank.lora_B[str(module)] @ bank.lora_A[str(module)] * 2.5
         torch.testing.assert_close(found[row], bank.base(x[row]) + x[row] @ low_rank.T)
 
 
 def test_bank_of_one_module_is_scaled_too(bank):
-    bank, runtime = bank
     x = torch.randn(2, 7, 6)
-    with runtime.use(activation_of(ActivationPlan.everywhere((3,), 2, None, x.device))):
-        found = bank(x)
+    bank.choose(activation_of(ActivationPlan.everywhere((3,), 2, None, x.device)), x.dtype)
+    found = bank(x)
     torch.testing.assert_close(found, bank.base(x) + 2.5 * (x @ bank.lora_A["3"].T) @ bank.lora_B["3"].T)
 
 
-def test_bank_without_an_activation_is_the_frozen_layer(bank):
-    bank, _ = bank
+def test_bank_that_has_chosen_nothing_is_the_frozen_layer(bank):
     x = torch.randn(2, 7, 6)
+    assert torch.equal(bank(x), bank.base(x))
+    bank.choose(activation_of(ActivationPlan.everywhere((3,), 2, None, x.device)), x.dtype)
+    bank.forget()
     assert torch.equal(bank(x), bank.base(x))
 
 
-def test_activation_is_put_back_after_an_exception(bank):
-    _, runtime = bank
+def test_activation_is_put_back_after_an_exception():
+    runtime = Runtime()
     outer, inner = object(), object()
     with runtime.use(outer):
         with pytest.raises(ZeroDivisionError), runtime.use(inner):

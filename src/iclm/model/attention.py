@@ -49,36 +49,68 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         """Gradients of q, k and v."""
         q, k, v, out, mask = ctx.saved_tensors
-        rows, heads, tokens, dim = q.shape
-        groups, keys = k.shape[1], k.shape[2]
-        if mask is None:
-            mask = torch.ones(tokens, keys, dtype=torch.bool, device=q.device).tril()[None, None]
-        hidden = ~mask[:, :, None]
-        blind = hidden.all(-1, keepdim=True)  # a query that sees nothing (padding) gives zero and has no gradient
-        if not bool(blind.any()):
-            blind = None
-        of_q, of_k, of_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        size = max(1, BLOCK // (heads * tokens * keys))
-        for start in range(0, rows, size):
-            part = slice(start, start + size)
-            shared = slice(None) if len(hidden) == 1 else part
-            count = len(q[part])
-            # the query heads of a key head stand one below the other, so that keys are not repeated
-            stacked = (count, groups, heads // groups * tokens, dim)
-            scaled = (q[part] * ctx.scale).reshape(stacked)
-            g = grad[part].reshape(stacked)
-            p = scaled @ k[part].transpose(2, 3)
-            by_head = p.view(count, groups, heads // groups, tokens, keys)
-            by_head.masked_fill_(hidden[shared], float("-inf"))
-            p = torch.softmax(p, -1)
-            if blind is not None:
-                p.view(by_head.shape).masked_fill_(blind[shared], 0)
-            of_v[part] = p.transpose(2, 3) @ g
-            delta = (g * out[part].reshape(stacked)).sum(-1, keepdim=True, dtype=torch.float32).to(g.dtype)
-            ds = (g @ v[part].transpose(2, 3)).sub_(delta).mul_(p)
-            of_q[part] = (ds @ k[part]).mul_(ctx.scale).view(of_q[part].shape)
-            of_k[part] = ds.transpose(2, 3) @ scaled
-        return of_q, of_k, of_v, None, None
+        return *attention_gradients(q, k, v, out, mask, grad, ctx.scale), None, None
+
+
+@torch.library.custom_op("iclm::attention_gradients", mutates_args=())
+def attention_gradients(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    mask: torch.Tensor | None,
+    grad: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of queries, keys and values; one operation to `torch.compile`.
+
+    Args:
+        q, k, v, mask, scale: see `_Attention`.
+        out, grad: the result [rows, H, tokens, D] and its gradient.
+    """
+    rows, heads, tokens, dim = q.shape
+    groups, keys = k.shape[1], k.shape[2]
+    if mask is None:
+        mask = torch.ones(tokens, keys, dtype=torch.bool, device=q.device).tril()[None, None]
+    hidden = ~mask[:, :, None]
+    blind = hidden.all(-1, keepdim=True)  # a query that sees nothing (padding) gives zero and has no gradient
+    padded = bool(blind.any())
+    of_q, of_k, of_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    size = max(1, BLOCK // (heads * tokens * keys))
+    for start in range(0, rows, size):
+        part = slice(start, start + size)
+        shared = slice(None) if len(hidden) == 1 else part
+        count = len(q[part])
+        # the query heads of a key head stand one below the other, so that keys are not repeated
+        stacked = (count, groups, heads // groups * tokens, dim)
+        scaled = (q[part] * scale).reshape(stacked)
+        g = grad[part].reshape(stacked)
+        p = scaled @ k[part].transpose(2, 3)
+        by_head = p.view(count, groups, heads // groups, tokens, keys)
+        by_head.masked_fill_(hidden[shared], float("-inf"))
+        p = torch.softmax(p, -1)
+        if padded:
+            p.view(by_head.shape).masked_fill_(blind[shared], 0)
+        of_v[part] = p.transpose(2, 3) @ g
+        delta = (g * out[part].reshape(stacked)).sum(-1, keepdim=True, dtype=torch.float32).to(g.dtype)
+        ds = (g @ v[part].transpose(2, 3)).sub_(delta).mul_(p)
+        of_q[part] = (ds @ k[part]).mul_(scale).view(count, heads, tokens, dim)
+        of_k[part] = ds.transpose(2, 3) @ scaled
+    return of_q, of_k, of_v
+
+
+@attention_gradients.register_fake
+def _shapes(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    mask: torch.Tensor | None,
+    grad: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+    return found[0], found[1], found[2]
 
 
 def _is_slow(

@@ -24,6 +24,7 @@ from iclm.model.aggregator import build_aggregator, weigh
 from iclm.model.attention import use_fast_attention
 from iclm.model.backbone import Head, anatomy, check_head, fingerprint, freeze, load_base, require_decoder
 from iclm.model.cache import ICLMCache
+from iclm.model.compiling import compile_layers
 from iclm.model.configuration_iclm import ICLMConfig
 from iclm.model.generation import RoutedGenerationMixin
 from iclm.model.independence import build_independence
@@ -234,6 +235,11 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
     gradient_checkpointing_enable = activation_checkpointing_enable
     gradient_checkpointing_disable = activation_checkpointing_disable
     is_gradient_checkpointing = is_activation_checkpointing
+
+    def compile_layers(self) -> bool:
+        """Compile the decoder layers with `torch.compile` when they first run: faster steps after a first one of half a
+        minute or more. Results stay the same up to rounding. Returns False, after a warning, where it does not work."""
+        return compile_layers(self.base.get_submodule(anatomy(self.base).layers_path), self.device)
 
     def adapted_layers(self) -> Iterable[AdaptedLayer]:
         """The wrapped layers of the base."""

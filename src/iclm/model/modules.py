@@ -94,14 +94,15 @@ class LoRABank(nn.Module):
         base: the frozen layer, [out, in].
         modules: their numbers, 0 for the invariant module, 1 + i for domain module i.
         rank, dropout: r, and the dropout probability before A.
-        runtime: shared by all banks of a model.
     """
 
-    def __init__(self, base: nn.Linear, modules: Sequence[int], rank: int, dropout: float, runtime: Runtime) -> None:
+    def __init__(self, base: nn.Linear, modules: Sequence[int], rank: int, dropout: float) -> None:
         super().__init__()
         self.base = base
         self.rank, self.dropout = rank, dropout
-        self.runtime = runtime
+        self.chosen: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.gate: torch.Tensor | None = None
+        self.scale = 1.0
         device = base.weight.device
         self.lora_A = nn.ParameterDict(
             {str(m): nn.Parameter(torch.empty(rank, base.in_features, device=device)) for m in modules}
@@ -118,29 +119,42 @@ class LoRABank(nn.Module):
                 a.copy_((torch.rand(a.shape, generator=generator) * 2 - 1) * bound)
                 b.zero_()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [rows, tokens, in] to [rows, tokens, out] with each row's own module."""
-        output = self.base(x)
-        activation = self.runtime.activation
-        if activation is None or activation.plan is None:
-            return output
+    def choose(self, activation: Activation, dtype: torch.dtype) -> None:
+        """Take what the next forward pass needs from the parameters: the A and B of each row, or of all active modules.
+
+        Args:
+            dtype: of the states that the layer will get.
+        """
+        assert activation.plan is not None
         modules = activation.plan.active
+        a, b = ([bank[str(m)] for m in modules] for bank in (self.lora_A, self.lora_B))
+        if activation.position is not None:  # indexing, whose gradient is summed in a fixed order on every device
+            self.chosen = (torch.stack(a).to(dtype)[activation.position], torch.stack(b).to(dtype)[activation.position])
+        elif len(modules) == 1:
+            self.chosen = (a[0].to(dtype), b[0].to(dtype))
+        else:
+            self.chosen = (torch.cat(a, 0).to(dtype), torch.cat(b, 1).to(dtype))
+        self.gate, self.scale = activation.gate, activation.scale
+
+    def forget(self) -> None:
+        """Let go of what `choose` took."""
+        self.chosen = self.gate = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [rows, tokens, in] to [rows, tokens, out] with each row's own module, or as the base where none is chosen."""
+        output = self.base(x)
+        if self.chosen is None:
+            return output
+        a, b = self.chosen
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        a = [self.lora_A[str(m)] for m in modules]
-        b = [self.lora_B[str(m)] for m in modules]
-        if len(modules) == 1:
-            low = F.linear(x, a[0].to(x.dtype))
-            flat = torch.addmm(output.flatten(0, -2), low.flatten(0, -2), b[0].to(x.dtype).T, alpha=activation.scale)
-            return flat.view_as(output)
-        if activation.position is not None:  # indexing, whose gradient is summed in a fixed order on every device
-            own_a = torch.stack(a).to(x.dtype)[activation.position]
-            own_b = torch.stack(b).to(x.dtype)[activation.position]
-            low = torch.bmm(x, own_a.transpose(1, 2))
-            return torch.baddbmm(output, low, own_b.transpose(1, 2), alpha=activation.scale)
-        assert activation.gate is not None
-        low = F.linear(x, torch.cat(a, 0).to(x.dtype)) * (activation.gate * activation.scale)
-        return output + F.linear(low, torch.cat(b, 1).to(x.dtype))
+        if a.dim() == 3:
+            return torch.baddbmm(output, torch.bmm(x, a.transpose(1, 2)), b.transpose(1, 2), alpha=self.scale)
+        low = F.linear(x, a)
+        if self.gate is not None:
+            low = low * self.gate
+        flat = torch.addmm(output.flatten(0, -2), low.flatten(0, -2), b.T, alpha=self.scale)
+        return flat.view_as(output)
 
 
 class AdaptedLayer(nn.Module):
@@ -155,6 +169,7 @@ class AdaptedLayer(nn.Module):
         self.layer = layer
         self.runtime = runtime
         self.adapted, self.routes = adapted, routes
+        self.banks = [module for module in layer.modules() if isinstance(module, LoRABank)]
         self.checkpointing = False
 
     def __getattr__(self, name: str) -> Any:
@@ -177,8 +192,15 @@ class AdaptedLayer(nn.Module):
         kwargs = activation.expand(kwargs)
 
         def run(hidden: torch.Tensor) -> Any:
-            with self.runtime.use(activation):
+            if activation.plan is None:
                 return self.layer(hidden, *args, **kwargs)
+            for bank in self.banks:
+                bank.choose(activation, hidden.dtype)
+            try:
+                return self.layer(hidden, *args, **kwargs)
+            finally:
+                for bank in self.banks:
+                    bank.forget()
 
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(run, hidden_states, use_reentrant=False)
@@ -228,7 +250,7 @@ def adapt(layers: nn.ModuleList, config: ICLMConfig, runtime: Runtime) -> None:
             for name in target_linears(layer, config.target_modules):
                 linear = layer.get_submodule(name)
                 assert isinstance(linear, nn.Linear)
-                bank = LoRABank(linear, config.modules, config.lora_rank, config.lora_dropout, runtime)
+                bank = LoRABank(linear, config.modules, config.lora_rank, config.lora_dropout)
                 bank.reset(generator)
                 parent, _, leaf = name.rpartition(".")
                 setattr(layer.get_submodule(parent), leaf, bank)

@@ -163,6 +163,8 @@ def train(
     packs, domains, encoded = _training_data(recipe, model, tokenizer)
     arguments = [training_arguments(recipe, out, stage) for stage in place.left]
     model.to(arguments[0].device)
+    if recipe.training.compile:
+        model.compile_layers()
     _first_weights(recipe, out, model, place, packs, tokenizer.pad_token_id)
     if place.weights is None:
         clear_folder(out)

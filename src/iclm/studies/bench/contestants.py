@@ -111,6 +111,8 @@ def _ours(workload: Workload, base: PreTrainedModel, name: str, compiled: bool, 
     )
     config.base["name"] = workload.base
     model = ICLMForCausalLM.from_base(base, config).to(_device()).train()
+    if compiled:
+        model.compile_layers()
     k, vocabulary = settings.get("num_domains", 1), anatomy(base).vocab_size
     batch = _to_device(workload.examples(vocabulary, k))
     if model.router is not None:

@@ -16,7 +16,7 @@ from iclm.studies.bench.timing import Comparison, machine
 def record(rows: Sequence[Comparison], command: str, workload: Workload, rounds: int) -> dict[str, Any]:
     """The figures of one command with everything that is needed to repeat it."""
     return {
-        "command": f"iclm bench {command}",
+        "command": command,
         "workload": asdict(workload),
         "rounds": rounds,
         "machine": machine(),
