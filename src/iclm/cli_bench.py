@@ -123,7 +123,7 @@ def generate(
 def evaluate(
     model: Model = "smollm2-135m",
     k: Modules = "2",
-    problems: Annotated[int, typer.Option(min=1, help="ACRE problems a format, four questions each.")] = 12,
+    problems: Annotated[int, typer.Option(min=1, help="ACRE problems a format, four questions each.")] = 4,
     targets: Targets = "attention",
     dtype: Dtype = "auto",
     rounds: Rounds = 5,
@@ -134,7 +134,7 @@ def evaluate(
 ) -> None:
     """Time choice scoring beside scoring each (prompt, choice) pair on its own.
 
-    Example: iclm bench evaluate --problems 12
+    Example: iclm bench evaluate --problems 8
     """
     quiet_libraries()
     from iclm.studies.bench import evaluate as bench

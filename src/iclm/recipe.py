@@ -188,6 +188,8 @@ class TrainingSection(Section):
     """A saved ICLM of the same base and configuration (a run folder or RUN/stages/invariant) to start from; null means afresh."""
     batch_size: int = Field(default=16, ge=1)
     """Examples in a batch, at most."""
+    auto_find_batch_size: bool = False
+    """Where memory runs out, start again with a smaller batch (accelerate's rule: a tenth less each time)."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Batches in an optimizer step."""
     learning_rate: float = Field(default=1e-3, gt=0)

@@ -118,6 +118,16 @@ def test_steps_give_every_figure_of_the_goals(workload):
     assert all(row.low <= row.ratio <= row.high and row.unit == "s" for row in found)
 
 
+def test_compiled_models_stand_beside_the_same_ones_uncompiled(workload, monkeypatch):
+    from iclm.model import ICLMForCausalLM
+
+    compiled = []
+    monkeypatch.setattr(ICLMForCausalLM, "compile_layers", lambda self: compiled.append(self.config.method))
+    found = step.run(workload, (2,), (), rounds=5, compiled=True)
+    assert compiled == ["lora", "iclm", "iclm"], "half and full; the others stay as they are"
+    assert [(row.name, row.k) for row in found][-2:] == [("compile_half", 2), ("compile_lora", 1)]
+
+
 def test_generation_gives_prefill_and_decode(workload):
     found = generate.run(workload, (2,), rounds=5, batch=2)
     assert [(row.name, row.k) for row in found] == [("prefill_half", 2), ("decode_half", 2)]

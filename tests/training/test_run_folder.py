@@ -233,3 +233,13 @@ def test_max_tokens_cannot_exceed_the_context_of_the_base(make_recipe, tmp_path,
     data = {"train": [{"file": str(tmp_path / "long.jsonl")}], "max_tokens": 100_000}
     with pytest.raises(ICLMError, match="4096"):
         train(make_recipe(method="lora", data=data), tmp_path / "run", progress_bar=False)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_layers_are_compiled_where_the_recipe_says_so(make_recipe, tmp_path, monkeypatch, compiled):
+    from iclm.model import ICLMForCausalLM
+
+    calls = []
+    monkeypatch.setattr(ICLMForCausalLM, "compile_layers", lambda self: calls.append(self))
+    model, _ = train(make_recipe(training={"compile": compiled}), tmp_path / "run", progress_bar=False)
+    assert calls == ([model] if compiled else [])

@@ -244,6 +244,7 @@ def test_a_recipe_reaches_the_trainer_arguments(make_recipe, tmp_path):
     section = {
         "epochs": 3,
         "batch_size": 5,
+        "auto_find_batch_size": True,
         "gradient_accumulation": 2,
         "learning_rate": 0.125,
         "schedule": "linear",
@@ -255,8 +256,38 @@ def test_a_recipe_reaches_the_trainer_arguments(make_recipe, tmp_path):
     }
     arguments = training_arguments(make_recipe(training=section, seed=9), tmp_path)
     assert (arguments.num_train_epochs, arguments.per_device_train_batch_size) == (3, 5)
+    assert arguments.auto_find_batch_size
     assert (arguments.gradient_accumulation_steps, arguments.learning_rate) == (2, 0.125)
     assert (arguments.lr_scheduler_type, arguments.weight_decay, arguments.max_grad_norm) == ("linear", 0.5, 0.75)
     assert (arguments.save_steps, arguments.logging_steps) == (7, 4)
     assert arguments.get_warmup_steps(100) == 25
     assert (arguments.seed, arguments.data_seed) == (9, 9)
+
+
+def test_where_memory_runs_out_training_starts_again_with_smaller_batches(make_recipe, make_trainer, seen, monkeypatch):
+    recipe = make_recipe(method="lora", training={"batch_size": 8, "auto_find_batch_size": True}, data={"pack": False})
+    trainer = make_trainer(recipe)
+    forward = type(trainer.model).forward
+
+    def small(self, input_ids, **kwargs):
+        if len(input_ids) > 4:
+            raise RuntimeError("CUDA out of memory. Tried to allocate more than there is")
+        return forward(self, input_ids, **kwargs)
+
+    monkeypatch.setattr(type(trainer.model), "forward", small)
+    trainer.train()
+    sizes = [len(batch) for batch in seen]
+    assert sizes[0] == 8, "it tried what was asked for"
+    done = sizes[next(i for i, size in enumerate(sizes) if size <= 4) :]
+    assert max(done) == 4 and sum(done) == len(trainer.train_dataset), "every example once in batches that fit"
+    assert lines(trainer, "loss_lm") and trainer.state.global_step == len(done)
+
+
+def test_without_leave_to_shrink_the_batch_memory_that_runs_out_is_an_error(make_recipe, make_trainer, monkeypatch):
+    def none(self, input_ids, **kwargs):
+        raise RuntimeError("CUDA out of memory. Tried to allocate more than there is")
+
+    trainer = make_trainer(make_recipe(method="lora", training={"batch_size": 8}))
+    monkeypatch.setattr(type(trainer.model), "forward", none)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.train()

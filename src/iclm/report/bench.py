@@ -17,6 +17,8 @@ MEANING = {
     "step_half_vs_peft": "training step, adapters on the upper half : PEFT LoRA",
     "step_half_vs_xlora": "training step, adapters on the upper half : PEFT X-LoRA",
     "step_lora_vs_peft": "training step, our plain LoRA : PEFT LoRA",
+    "compile_half": "training step, upper half : uncompiled",
+    "compile_lora": "training step, our plain LoRA : uncompiled",
     "memory_half": "peak memory of training, upper half : our plain LoRA",
     "memory_half_vs_peft": "peak memory of training, upper half : PEFT LoRA",
     "prefill_half": "reading a prompt, upper half : our plain LoRA",

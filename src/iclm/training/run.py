@@ -72,6 +72,7 @@ def training_arguments(recipe: Recipe, out: Path, stage: Stage | None = None) ->
         output_dir=str(checkpoints_of(out, stage)),
         num_train_epochs=stage.epochs,
         per_device_train_batch_size=section.batch_size,
+        auto_find_batch_size=section.auto_find_batch_size,
         gradient_accumulation_steps=section.gradient_accumulation,
         learning_rate=section.learning_rate,
         lr_scheduler_type=section.schedule,

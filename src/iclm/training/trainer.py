@@ -112,10 +112,14 @@ class ICLMTrainer(Trainer):
 
     def batches(self, packs: Sequence[Pack], epochs: int = 1, first: int = 0) -> LengthBucketedBatches:
         """The batches of so many epochs, whose first has the order of epoch `first`."""
-        return EvenBatches(packs, self.args.per_device_train_batch_size, self.args.seed, epochs, first)
+        return EvenBatches(packs, self._train_batch_size, self.args.seed, epochs, first)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of training packs."""
+        """Batches of training packs; asked for again where memory ran out and the batches are to be smaller."""
+        if self._train_batch_size != self.args.train_batch_size:
+            self._terms.clear()
+            self._health.clear()
+            self._logged_step = 0
         return self._loader(self.train_dataset, math.ceil(self.args.num_train_epochs), self.stage.first_epoch)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:

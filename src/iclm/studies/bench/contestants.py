@@ -20,6 +20,7 @@ from iclm.model import ICLMConfig, ICLMForCausalLM
 from iclm.model.backbone import anatomy, load_base
 from iclm.model.modules import target_linears
 from iclm.training.trainer import ICLMTrainer
+from iclm.version import __version__
 
 RIVALS = ("lora", "peft-lora", "xlora")
 LABELLED = 2  # tokens at the end of each example: a short answer and its end
@@ -195,8 +196,8 @@ def _to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def versions() -> dict[str, str]:
     """Versions of what was compared."""
-    found = {}
-    for name in ("iclm", "torch", "transformers", "peft"):
+    found = {"iclm": __version__}
+    for name in ("torch", "transformers", "peft"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

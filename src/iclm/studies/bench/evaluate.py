@@ -72,7 +72,7 @@ def run(
     k: Sequence[int] = (2,),
     *,
     rounds: int = 5,
-    problems: int = 12,
+    problems: int = 4,
     compiled: bool = False,
     tick: Callable[[str, int], Callable[[int], None]] | None = None,
 ) -> list[Comparison]:

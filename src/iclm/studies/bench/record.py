@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iclm.data.files import atomic_write
+from iclm.model.backbone import resolve_dtype
 from iclm.studies.bench.contestants import Workload, versions
 from iclm.studies.bench.timing import Comparison, machine
 
@@ -17,7 +18,7 @@ def record(rows: Sequence[Comparison], command: str, workload: Workload, rounds:
     """The figures of one command with everything that is needed to repeat it."""
     return {
         "command": command,
-        "workload": asdict(workload),
+        "workload": {**asdict(workload), "dtype": str(resolve_dtype(workload.dtype)).removeprefix("torch.")},
         "rounds": rounds,
         "machine": machine(),
         "versions": versions(),

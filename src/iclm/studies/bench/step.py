@@ -47,13 +47,17 @@ def run(
 
     Returns:
         `step_half` and `step_full` for each K against our plain LoRA, `step_half_vs_peft` and `step_half_vs_xlora`,
-        `step_k16` where K = 2 and 16 are both asked for, `step_lora_vs_peft`.
+        `step_k16` where K = 2 and 16 are both asked for, `step_lora_vs_peft`; with `compiled` also `compile_half` and
+        `compile_lora` against the same model uncompiled.
     """
     numbers, rivals = check(k, against)
     field: dict[str, Contestant] = {"lora": of.lora(workload, compiled)}
     for count in numbers:
         field[f"half {count}"] = of.iclm(workload, HALF, count, compiled)
         field[f"full {count}"] = of.iclm(workload, FULL, count, compiled)
+    if compiled:
+        field["lora uncompiled"] = of.lora(workload)
+        field["half uncompiled"] = of.iclm(workload, HALF, numbers[0])
     if "peft-lora" in rivals:
         field["peft-lora"] = of.peft_lora(workload)
     if "xlora" in rivals:
@@ -76,6 +80,10 @@ def run(
         found.append(compare("step_half_vs_xlora", numbers[0], seconds[f"half {numbers[0]}"], seconds["xlora"], "s"))
     if {2, 16} <= set(numbers):
         found.append(compare("step_k16", 16, seconds["half 16"], seconds["half 2"], "s"))
+    if compiled:
+        half = seconds[f"half {numbers[0]}"]
+        found.append(compare("compile_half", numbers[0], half, seconds["half uncompiled"], "s"))
+        found.append(compare("compile_lora", 1, plain, seconds["lora uncompiled"], "s"))
     if "peft-lora" in seconds:
         found.append(compare("step_lora_vs_peft", 1, plain, seconds["peft-lora"], "s"))
     return found
