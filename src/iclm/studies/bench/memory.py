@@ -6,6 +6,7 @@ On a CPU it is the most memory the process ever held, Python and libraries inclu
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -50,7 +51,11 @@ def build(name: str, workload: Workload, k: int) -> Contestant:
 def measure(name: str, workload: Workload, k: int) -> int:
     """Peak memory of a few training steps of a contestant, in bytes, in a new process."""
     task = json.dumps({"name": name, "workload": asdict(workload), "k": k})
-    found = subprocess.run([sys.executable, "-m", __name__, task], capture_output=True, text=True)
+    # the package may lie where only this process finds it
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    found = subprocess.run(
+        [sys.executable, "-m", __name__, task], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
     if found.returncode:
         reason = (found.stderr.strip().splitlines() or ["no message"])[-1]
         raise ConfigurationError(f"memory of {name} could not be measured: {reason}")

@@ -11,7 +11,7 @@ from typing import Any
 from iclm.data.files import atomic_write
 from iclm.model.backbone import resolve_dtype
 from iclm.studies.bench.contestants import Workload, versions
-from iclm.studies.bench.timing import Comparison, machine
+from iclm.studies.bench.timing import GOALS, Comparison, machine
 
 
 def record(rows: Sequence[Comparison], command: str, workload: Workload, rounds: int) -> dict[str, Any]:
@@ -22,6 +22,7 @@ def record(rows: Sequence[Comparison], command: str, workload: Workload, rounds:
         "rounds": rounds,
         "machine": machine(),
         "versions": versions(),
+        "goals": {row.name: GOALS[row.name][1] for row in rows if row.name in GOALS},
         "rows": [row.to_dict() for row in rows],
     }
 
