@@ -8,6 +8,7 @@ from iclm.model import ICLMConfig
 from iclm.model.packing import Packing
 from iclm.model.plan import ActivationPlan
 from iclm.model.router import LearnedRouter, Prompt, build_router
+from iclm.model.router.base import squared_distances
 from iclm.model.router.cluster import centres_of
 from iclm.model.router.prompt import TokenUnits
 
@@ -328,3 +329,26 @@ def test_fit_router_by_token_counts_tokens(make_iclm, random_prompts, padded):
     model = make_iclm(router="kmeans", router_level="token", fit=False)
     assert model.fit_router([padded(random_prompts((5, 9, 3)))]) == 17
     assert isinstance(model.router, LearnedRouter)
+
+
+@pytest.mark.parametrize("kind", ["vq", "kmeans", "bisecting_kmeans", "soft", "topk", "gumbel"])
+def test_codes_are_numbered_by_the_domains_they_match_and_not_moved_by_them(kind):
+    features, _ = clusters(60)
+    plain, named = make(kind, 3), make(kind, 3)
+    plain.fit(features)
+    found = squared_distances(plain.project(features), plain.codes).argmin(1)
+    wanted = torch.tensor([2, 0, 1])[found]  # every domain is the cluster of another number
+    named.fit(features, wanted)
+    assert torch.equal(squared_distances(named.project(features), named.codes).argmin(1), wanted)
+    assert torch.equal(named.codes[torch.tensor([2, 0, 1])], plain.codes)
+
+
+def test_more_domains_than_codes_and_unknown_ones_number_what_they_can():
+    features, _ = clusters(60)
+    router = make("kmeans", 3)
+    router.fit(features)
+    found = squared_distances(router.project(features), router.codes).argmin(1)
+    domains = torch.tensor([7, 1, -1])[found]
+    router.fit(features, domains)
+    again = squared_distances(router.project(features), router.codes).argmin(1)
+    assert set(again[domains == 1].tolist()) == {1} and len(set(again.tolist())) == 3

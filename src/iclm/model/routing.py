@@ -129,7 +129,7 @@ class RoutingMixin:
         """
         if not isinstance(self.router, LearnedRouter):
             return 0
-        features = []
+        features, domains = [], []
         for given in batches:
             batch = {name: tensor.to(self.device) for name, tensor in given.items()}
             branch_ids = batch.get("branch_ids")
@@ -138,6 +138,8 @@ class RoutingMixin:
                 prompt = before_labels(batch["labels"], branch_ids)
             packing = None if branch_ids is None else Packing.of(branch_ids)
             features.append(self.router_features(batch["input_ids"], batch["attention_mask"], prompt, packing))
-        joined = torch.cat(features)
-        self.router.fit(joined[:: -(-len(joined) // ROUTER_UNITS)])
+            domains += [batch["domain_ids"]] if "domain_ids" in batch else []
+        joined, every = torch.cat(features), -(-sum(map(len, features)) // ROUTER_UNITS)
+        known = self.router.level == "input" and sum(map(len, domains)) == len(joined)
+        self.router.fit(joined[::every], torch.cat(domains)[::every] if known else None)
         return len(joined)

@@ -79,13 +79,16 @@ class LearnedRouter(Router):
         """The point of each domain module among the reduced features, float32 [K, dim]."""
         raise NotImplementedError
 
-    def start(self, features: torch.Tensor) -> None:
-        """Set the router's own state from reduced features [n, dim] of training examples."""
+    def start(self, features: torch.Tensor, domains: torch.Tensor | None = None) -> None:
+        """Set the router's own state from reduced features [n, dim] of training examples, and their domains [n]."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def fit(self, features: torch.Tensor) -> None:
+    def fit(self, features: torch.Tensor, domains: torch.Tensor | None = None) -> None:
         """Set standardisation, reduction and start from features of training examples [n, hidden].
+
+        Args:
+            domains: true domain of each, long [n], where known. The codes are found without it; it only numbers them.
 
         Raises:
             ConfigurationError: fewer examples than codes, or a feature that is not finite.
@@ -105,7 +108,7 @@ class LearnedRouter(Router):
                 components = _scale(standard[:SCALING_EXAMPLES], components, self.seed)
             self.projection.zero_()
             self.projection[:, : len(components)] = torch.from_numpy(components.T).to(self.projection)
-        self.start(self.project(features))
+        self.start(self.project(features), domains)
         self.fitted.fill_(True)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:

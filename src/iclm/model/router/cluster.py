@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import BisectingKMeans, KMeans
 from sklearn.exceptions import ConvergenceWarning
 
@@ -18,13 +20,29 @@ from iclm.model.router.base import LearnedRouter
 from iclm.model.router.prompt import Units
 
 
-def centres_of(features: torch.Tensor, number: int, seed: int, *, bisecting: bool = False) -> torch.Tensor:
-    """Centres [number, dim] of a clustering of features [n, dim]; where fewer points differ, some centres coincide."""
+def centres_of(
+    features: torch.Tensor, number: int, seed: int, domains: torch.Tensor | None = None, *, bisecting: bool = False
+) -> torch.Tensor:
+    """Centres [number, dim] of a clustering of features [n, dim]; where fewer points differ, some centres coincide.
+
+    Args:
+        domains: true domain of each feature, long [n], where known: it moves no centre, but centre i is then the one that
+            matches domain i best, so that module i is the module of domain i.
+    """
     kind = BisectingKMeans if bisecting else KMeans
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: told by the usage
         found = kind(number, n_init=10, random_state=seed).fit(features.cpu().double().numpy())
-    return torch.from_numpy(found.cluster_centers_).to(features)
+    centres = torch.from_numpy(found.cluster_centers_).to(features)
+    return centres if domains is None else centres[_order(found.labels_, domains.cpu().numpy(), number)]
+
+
+def _order(labels: np.ndarray, domains: np.ndarray, number: int) -> list[int]:
+    """The cluster for each of the first `number` domains, by the one-to-one match that most points agree with."""
+    counts = np.zeros((number, number), dtype=int)  # domain x cluster
+    known = (domains >= 0) & (domains < number)
+    np.add.at(counts, (domains[known], labels[known]), 1)
+    return [int(cluster) for cluster in linear_sum_assignment(counts, maximize=True)[1]]
 
 
 class ClusterRouter(LearnedRouter):
@@ -41,10 +59,10 @@ class ClusterRouter(LearnedRouter):
         """The centres, float32 [K, dim]."""
         return self.centres
 
-    def start(self, features: torch.Tensor) -> None:
+    def start(self, features: torch.Tensor, domains: torch.Tensor | None = None) -> None:
         """Cluster reduced features [n, dim]."""
         bisecting = self.kind == "bisecting_kmeans"
-        self.centres.copy_(centres_of(features, self.num_domains, self.seed, bisecting=bisecting))
+        self.centres.copy_(centres_of(features, self.num_domains, self.seed, domains, bisecting=bisecting))
 
     def decide(self, units: Units) -> Route:
         """Send each unit to the modules of its nearest centres."""

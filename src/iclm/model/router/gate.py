@@ -46,9 +46,9 @@ class GateRouter(LearnedRouter):
         """The centres that the gate was started from, float32 [K, dim]."""
         return self.centres
 
-    def start(self, features: torch.Tensor) -> None:
+    def start(self, features: torch.Tensor, domains: torch.Tensor | None = None) -> None:
         """Start the gate from k-means on reduced features [n, dim]."""
-        self.centres.copy_(centres_of(features, self.num_domains, self.seed))
+        self.centres.copy_(centres_of(features, self.num_domains, self.seed, domains))
         scale = self.dim * self.temperature
         self.weight.copy_(2 * self.centres / scale)
         self.bias.copy_(-self.centres.square().sum(1) / scale)

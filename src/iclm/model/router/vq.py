@@ -43,9 +43,9 @@ class VQRouter(LearnedRouter):
         """The codebook, float32 [K, dim]."""
         return self.quantiser.codebook.view(self.num_domains, self.dim)
 
-    def start(self, features: torch.Tensor) -> None:
+    def start(self, features: torch.Tensor, domains: torch.Tensor | None = None) -> None:
         """Start the codes from k-means on reduced features [n, dim]; each counts as many examples as it has now."""
-        centres = centres_of(features, self.num_domains, self.seed)
+        centres = centres_of(features, self.num_domains, self.seed, domains)
         nearest = squared_distances(features, centres).argmin(1)
         sizes = torch.bincount(nearest, minlength=self.num_domains).to(centres)
         codebook = self.quantiser._codebook
