@@ -66,13 +66,11 @@ class Contestant:
     """One model with its trainer.
 
     Attributes:
-        name: for messages.
         model: in training mode.
         trainer: whose step is timed.
         batch: what each step takes.
     """
 
-    name: str
     model: Any
     trainer: Trainer
     batch: dict[str, torch.Tensor]
@@ -92,17 +90,15 @@ def iclm(workload: Workload, split: float, k: int, compiled: bool = False) -> Co
     """An ICLM of k domain modules whose trunk is this share of the layers."""
     base = load_base(workload.base, workload.dtype)
     layers = anatomy(base).num_layers
-    return _ours(
-        workload, base, f"iclm, split {split:g}, K = {k}", compiled, split_layer=round(split * layers), num_domains=k
-    )
+    return _ours(workload, base, compiled, split_layer=round(split * layers), num_domains=k)
 
 
 def lora(workload: Workload, compiled: bool = False) -> Contestant:
     """Our plain LoRA on all layers."""
-    return _ours(workload, load_base(workload.base, workload.dtype), "lora", compiled, method="lora")
+    return _ours(workload, load_base(workload.base, workload.dtype), compiled, method="lora")
 
 
-def _ours(workload: Workload, base: PreTrainedModel, name: str, compiled: bool, **settings: Any) -> Contestant:
+def _ours(workload: Workload, base: PreTrainedModel, compiled: bool, **settings: Any) -> Contestant:
     config = ICLMConfig(
         lora_rank=workload.rank,
         lora_alpha=2.0 * workload.rank,
@@ -120,7 +116,7 @@ def _ours(workload: Workload, base: PreTrainedModel, name: str, compiled: bool, 
         model.fit_router([_to_device(workload.examples(vocabulary, k, max(4 * k, workload.batch)))])
     with tempfile.TemporaryDirectory() as scratch:
         trainer = ICLMTrainer(model, _arguments(scratch), [])
-    return _contestant(name, model, trainer, batch)
+    return _contestant(model, trainer, batch)
 
 
 def peft_lora(workload: Workload) -> Contestant:
@@ -129,7 +125,7 @@ def peft_lora(workload: Workload) -> Contestant:
 
     base = load_base(workload.base, workload.dtype)
     model = get_peft_model(base, _lora_config(workload, base)).to(_device()).train()
-    return _theirs("PEFT LoRA", workload, model, 1)
+    return _theirs(workload, model, 1)
 
 
 def xlora(workload: Workload, k: int) -> Contestant:
@@ -150,7 +146,7 @@ def xlora(workload: Workload, k: int) -> Contestant:
             use_trainable_adapters=True,
         )
         model = get_peft_model(base, config).to(_device()).train()
-    return _theirs("PEFT X-LoRA", workload, model, k)
+    return _theirs(workload, model, k)
 
 
 def _lora_config(workload: Workload, base: PreTrainedModel) -> Any:
@@ -163,16 +159,16 @@ def _lora_config(workload: Workload, base: PreTrainedModel) -> Any:
     )
 
 
-def _theirs(name: str, workload: Workload, model: Any, k: int) -> Contestant:
+def _theirs(workload: Workload, model: Any, k: int) -> Contestant:
     vocabulary = model.get_output_embeddings().weight.shape[0]
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(model=model, args=_arguments(scratch))
-    return _contestant(name, model, trainer, _to_device(workload.examples(vocabulary, k)))
+    return _contestant(model, trainer, _to_device(workload.examples(vocabulary, k)))
 
 
-def _contestant(name: str, model: Any, trainer: Trainer, batch: dict[str, torch.Tensor]) -> Contestant:
+def _contestant(model: Any, trainer: Trainer, batch: dict[str, torch.Tensor]) -> Contestant:
     trainer.create_optimizer()
-    return Contestant(name, model, trainer, batch)
+    return Contestant(model, trainer, batch)
 
 
 def _arguments(folder: str) -> TrainingArguments:

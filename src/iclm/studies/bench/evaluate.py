@@ -6,7 +6,6 @@ differs is sharing: the queries of a problem share their trials, and the choices
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -102,15 +101,11 @@ def run(
             raise ConfigurationError(f"the two ways of scoring differ by {off:.3g} nats; there is nothing to compare")
         progress = None if tick is None else tick(f"scoring, K = {count}", 2 * (rounds + 1))
 
-        def packed(model: ICLMForCausalLM = model) -> float:
-            started = time.perf_counter()
+        def packed(model: ICLMForCausalLM = model) -> None:
             score(model, examples, pad=pad, tokens_per_batch=TOKENS)
-            return time.perf_counter() - started
 
-        def alone(model: ICLMForCausalLM = model) -> float:
-            started = time.perf_counter()
+        def alone(model: ICLMForCausalLM = model) -> None:
             score_pairs(model, examples, pad)
-            return time.perf_counter() - started
 
         seconds = take_turns({"ours": packed, "theirs": alone}, rounds, tick=progress)
         speeds = {name: [len(examples) / value for value in values] for name, values in seconds.items()}

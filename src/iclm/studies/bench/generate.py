@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import torch
 from iclm.studies.bench import contestants as of
 from iclm.studies.bench.contestants import Contestant, Workload
 from iclm.studies.bench.step import HALF, check
-from iclm.studies.bench.timing import Comparison, compare, take_turns
+from iclm.studies.bench.timing import Comparison, compare, now, take_turns
 
 NEW_TOKENS = 8  # whose mean counts
 
@@ -27,9 +26,9 @@ class _Reader:
     @torch.inference_mode()
     def prefill(self) -> float:
         """Seconds of the prompts; those of a new token are kept beside."""
-        started = _now()
+        started = now()
         out = self.model(input_ids=self.ids, attention_mask=self.mask, use_cache=True, logits_to_keep=1)
-        read = _now()
+        read = now()
         mask = self.mask
         for _ in range(NEW_TOKENS):
             ids = out.logits[:, -1:].argmax(-1)
@@ -41,14 +40,8 @@ class _Reader:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        self.decoding = (_now() - read) / NEW_TOKENS
+        self.decoding = (now() - read) / NEW_TOKENS
         return read - started
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def run(

@@ -86,12 +86,11 @@ def take_turns(
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(warmup + rounds):
         for name, work in contestants.items():
-            _wait()
-            started = time.perf_counter()
+            started = now()
             seconds = work()
-            _wait()
+            taken = now() - started
             if seconds is None:
-                seconds = time.perf_counter() - started
+                seconds = taken
             if number >= warmup:
                 found[name].append(seconds)
             if tick is not None:
@@ -99,9 +98,11 @@ def take_turns(
     return found
 
 
-def _wait() -> None:
+def now() -> float:
+    """The clock in seconds, read when the device has done all that it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def compare(name: str, k: int, ours: list[float], theirs: list[float], unit: str) -> Comparison:
