@@ -271,18 +271,22 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         ConfigurationError: no such file, no valid YAML, an unknown key or a value of the wrong type; one line.
     """
     path = Path(path)
-    values, names = _read(path)
+    values, names = read_mapping(path)
     recipe = parse_recipe(apply_overrides(values, overrides), ", which extends ".join(names))
     for source in (*recipe.data.train, *recipe.data.validation):
         if source.file is not None:
-            source.file = _beside(path, source.file)
+            source.file = resolve(path, source.file)
     if recipe.training.start_from is not None:
-        recipe.training.start_from = _beside(path, recipe.training.start_from)
+        recipe.training.start_from = resolve(path, recipe.training.start_from)
     return recipe
 
 
-def _read(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[str]]:
-    """The mapping in a recipe file, merged into those that it extends, and the names of all these files."""
+def read_mapping(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[str]]:
+    """The mapping in a recipe file, merged into those that it extends, and the names of all these files.
+
+    Raises:
+        ConfigurationError: a file that cannot be read, no YAML mapping, or an `extends` that leads nowhere.
+    """
     values = _read_yaml(path)
     _resolve_paths(values, path)
     parent = values.pop("extends", None)
@@ -296,8 +300,8 @@ def _read(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], lis
         raise ConfigurationError(f"{path}: extends {parent} closes a circle; a recipe cannot extend itself")
     if not below.is_file():
         raise ConfigurationError(f"{path}: extends {parent}: there is no such file; it is looked for beside the recipe")
-    inherited, names = _read(below, chain)
-    return _merge(inherited, values), [str(path), *names]
+    inherited, names = read_mapping(below, chain)
+    return merge(inherited, values), [str(path), *names]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -318,14 +322,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _merge(below: Any, above: Any) -> Any:
+def merge(below: Any, above: Any) -> Any:
     """Mappings merged entry by entry; of anything else the upper one."""
     if isinstance(below, dict) and isinstance(above, dict):
-        return below | {key: _merge(below.get(key), value) for key, value in above.items()}
+        return below | {key: merge(below.get(key), value) for key, value in above.items()}
     return above
 
 
-def _beside(recipe: Path, name: str | Path) -> Path:
+def resolve(recipe: Path, name: str | Path) -> Path:
     """A path as a recipe means it: beside the recipe if it is there, else in the current folder."""
     beside = recipe.parent / name
     return (beside if beside.exists() else Path(name)).absolute()
@@ -333,13 +337,22 @@ def _beside(recipe: Path, name: str | Path) -> Path:
 
 def _resolve_paths(values: dict[str, Any], path: Path) -> None:
     """Make the paths in an unchecked recipe absolute, so that they hold where another recipe extends it."""
-    data, training = values.get("data"), values.get("training")
+    training = values.get("training")
     if isinstance(training, dict) and isinstance(training.get("start_from"), str):
-        training["start_from"] = str(_beside(path, training["start_from"]))
-    for sources in (data.get("train"), data.get("validation")) if isinstance(data, dict) else ():
-        for source in sources if isinstance(sources, list) else ():
-            if isinstance(source, dict) and isinstance(source.get("file"), str):
-                source["file"] = str(_beside(path, source["file"]))
+        training["start_from"] = str(resolve(path, training["start_from"]))
+    _resolve_files(values.get("data"), path)
+
+
+def _resolve_files(place: Any, path: Path) -> None:
+    """Make every `file` of the sources below a place absolute."""
+    if isinstance(place, list):
+        for entry in place:
+            _resolve_files(entry, path)
+    elif isinstance(place, dict):
+        if isinstance(place.get("file"), str):
+            place["file"] = str(resolve(path, place["file"]))
+        for entry in place.values():
+            _resolve_files(entry, path)
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -387,14 +400,15 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(f"{where}: {_explain(error)}") from error
+        raise ConfigurationError(f"{where}: {explain(error, Recipe)}") from error
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, root: type[Section]) -> str:
+    """The first fault of a recipe in one line, with the key that was probably meant."""
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        known = _fields_at(fault["loc"][:-1])
+        known = list(_section_at(root, fault["loc"][:-1]).model_fields)
         close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
         return f"{key} is not a recipe key; {hint}"
@@ -405,20 +419,21 @@ def _explain(error: ValidationError) -> str:
     return f"{key or 'recipe'}: {message}{shown}"
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "model": ModelSection,
-        "data": DataSection,
-        "training": TrainingSection,
-        "train": DataSource,
-        "validation": DataSource,
-    }
-    section: type[BaseModel] = Recipe
+def _section_at(root: type[Section], location: tuple[int | str, ...]) -> type[Section]:
+    """The section that a place in a recipe is of; an entry of a list or of a mapping of sections is one of them."""
+    section = root
     for part in location:
-        if isinstance(part, int):
-            continue
-        section = sections.get(str(part), section)
-    return list(section.model_fields)
+        field = section.model_fields.get(str(part))
+        if field is not None:
+            inner = [kind for kind in _leaves(field.annotation) if isinstance(kind, type) and issubclass(kind, Section)]
+            section = inner[0] if inner else section
+    return section
+
+
+def _leaves(annotation: Any) -> Iterable[Any]:
+    """The types that an annotation is made of: of `list[A] | None` A and None."""
+    inner = get_args(annotation)
+    return [leaf for part in inner for leaf in _leaves(part)] if inner else [annotation]
 
 
 def parse_columns(text: str | None) -> dict[str, Any] | None:

@@ -1,0 +1,188 @@
+"""The jobs of a study: what each one is given, its name, and which can run.
+
+A job is a training with its evaluation, and is given all of it in one JSON object, from which its id is made: the same
+object is the same job wherever it runs. Two kinds:
+
+    try      trains with drawn hyper-parameters; is given the validation sources, never a test source
+    report   trains with the chosen hyper-parameters; is given the test sources
+
+`choose` sees rows of tries alone, and refuses any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from iclm.errors import ConfigurationError
+from iclm.recipe import DataSource, Recipe, parse_recipe
+from iclm.studies.study.recipe import Method, Range, StudyRecipe, merged
+
+FORMAT = 1  # of a job's object; another number makes other ids
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job.
+
+    Attributes:
+        method, data: names in the study's recipe.
+        seed: of data order, initialisation and generated training problems.
+        trial: number of the try, None for a report.
+        chosen: the hyper-parameters drawn or chosen, by name.
+        spec: all that the worker needs; None while the tries that it waits for are not done.
+    """
+
+    method: str
+    data: str
+    seed: int
+    trial: int | None
+    chosen: tuple[tuple[str, Any], ...] = ()
+    spec: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name, the same on every machine: acre/lora/seed-0 or acre/lora/try-2."""
+        return f"{self.data}/{self.method}/" + (f"seed-{self.seed}" if self.trial is None else f"try-{self.trial}")
+
+    @property
+    def id(self) -> str:
+        """Hash of what the worker is given; raises ValueError while the job waits."""
+        if self.spec is None:
+            raise ValueError(f"{self.name} waits for its tries")
+        return hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:16]
+
+    def in_shard(self, shard: int, shards: int) -> bool:
+        """Whether it belongs to shard `shard` of `shards`, counted from 1; by its name, so that it never moves."""
+        return int(hashlib.sha256(self.name.encode()).hexdigest(), 16) % shards == shard - 1
+
+
+def jobs_of(study: StudyRecipe, results: Mapping[str, list[dict[str, Any]]]) -> list[Job]:
+    """All jobs in the order in which they are to run; tries come before the first report that needs them.
+
+    Args:
+        results: the rows of each finished job by its id; only those of tries are looked at.
+
+    Raises:
+        ConfigurationError: settings that make no valid training recipe; the message names method and data.
+    """
+    found: dict[str, Job] = {}
+    for block in study.grid:
+        for data in block.data or study.data:
+            for seed in block.seeds:
+                for method in block.methods:
+                    tries = list(_tries(study, method, data))
+                    for job in (*tries, _report(study, method, data, seed, tries, results)):
+                        found.setdefault(job.name, job)
+    return list(found.values())
+
+
+def _tries(study: StudyRecipe, method: str, data: str) -> Iterator[Job]:
+    if study.search is None or study.methods[method].kind != "trained":
+        return
+    tuned = study.methods[method].tuned_as or method
+    for number in range(study.search.tries):
+        drawn = draw(study.search.space, f"{study.search.seed}/{number}") if number else {}
+        yield _job(study, tuned, data, study.search.seed, number, drawn)
+
+
+def _report(
+    study: StudyRecipe, method: str, data: str, seed: int, tries: list[Job], results: Mapping[str, list[dict[str, Any]]]
+) -> Job:
+    if not tries:
+        return _job(study, method, data, seed, None, {})
+    if any(job.id not in results for job in tries):
+        return Job(method, data, seed, None)
+    best = choose({job.trial: results[job.id] for job in tries if job.trial is not None})
+    return _job(study, method, data, seed, None, dict(tries[best].chosen))
+
+
+def draw(space: Mapping[str, Range], seed: str) -> dict[str, Any]:
+    """One value of each hyper-parameter; the same for all methods at the same seed."""
+    found = {}
+    for name, bounds in sorted(space.items()):
+        source = random.Random(f"{seed}/{name}")
+        if bounds.values is not None:
+            found[name] = source.choice(bounds.values)
+        else:
+            assert bounds.low is not None and bounds.high is not None
+            at = source.random()
+            if bounds.log:
+                value = math.exp(math.log(bounds.low) + at * math.log(bounds.high / bounds.low))
+            else:
+                value = bounds.low + at * (bounds.high - bounds.low)
+            found[name] = float(f"{value:.3g}")
+    return found
+
+
+def choose(tries: Mapping[int, Iterable[dict[str, Any]]]) -> int:
+    """The try with the highest validation accuracy of its mixture over all validation questions; the first of equals.
+
+    Raises:
+        ConfigurationError: a row that is none of a try on validation questions.
+    """
+    values: dict[int, float] = {}
+    for number, rows in sorted(tries.items()):
+        mixture = []
+        for row in rows:
+            if row.get("trial") != number or row.get("split") != "val" or row.get("shifted"):
+                raise ConfigurationError(
+                    f"job {row.get('job')}: a row of split {row.get('split')!r} cannot choose hyper-parameters; only "
+                    "validation rows of tries can"
+                )
+            mixture += [row] if row["module"] == "mixture" else []
+        values[number] = sum(row["correct"] for row in mixture) / max(sum(row["n"] for row in mixture), 1)
+    return max(values, key=lambda number: values[number])
+
+
+def _job(study: StudyRecipe, method: str, data: str, seed: int, trial: int | None, chosen: dict[str, Any]) -> Job:
+    spec = {
+        "format": FORMAT,
+        "method": method,
+        "data": data,
+        "seed": seed,
+        "trial": trial,
+        "kind": study.methods[method].kind,
+        "shots": study.methods[method].shots,
+        "recipe": _recipe(study, study.methods[method], method, data, seed, chosen).model_dump(mode="json"),
+        "evaluate": [source.model_dump(mode="json") for source in _evaluated(study, data, trial)],
+        "split": "test" if trial is None else "val",
+    }
+    return Job(method, data, seed, trial, tuple(sorted(chosen.items())), spec)
+
+
+def _evaluated(study: StudyRecipe, data: str, trial: int | None) -> list[DataSource]:
+    """What a job is evaluated on: a try never gets to know that there are test sources."""
+    return study.data[data].test if trial is None else study.data[data].validation
+
+
+def _recipe(study: StudyRecipe, method: Method, name: str, data: str, seed: int, chosen: dict[str, Any]) -> Recipe:
+    """The training recipe of a job; without validation sources, as nothing is chosen while it trains."""
+    part = study.data[data]
+    drawn: dict[str, Any] = {}
+    for key, value in chosen.items():
+        place = drawn
+        *sections, field = key.split(".")
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[field] = value
+    train = [source.model_dump(mode="json") for source in part.train]
+    for source in train:
+        if source["acre"] is not None or source["raven"] is not None:
+            source["seed"] = seed
+    values = {
+        "method": method.method,
+        "base": study.base,
+        "dtype": study.dtype,
+        "seed": seed,
+        "data": {"train": train},
+        "model": merged(study.model, part.model, method.model, drawn.pop("model", {})),
+        "training": merged(study.training, part.training, method.training, drawn.pop("training", {})),
+        **drawn,
+    }
+    return parse_recipe(values, f"method {name} on {data}")

@@ -1,0 +1,191 @@
+"""The recipe of a study: methods × data × seeds, and how hyper-parameters are chosen.
+
+    base: smollm2-135m
+    training: {batch_size: 16}                      # of every method
+    data:
+      acre:
+        train: [{acre: IID, problems: 250, format: symbolic}]
+        validation: [{acre: IID, split: val, problems: 40, format: symbolic}]
+        test: [{acre: Sys, split: test, problems: 60, format: symbolic}]
+    methods:
+      lora: {method: lora}
+      iclm: {}
+      iclm-no-mi: {model: {mi_weight: 0.0}, tuned_as: iclm}
+    search: {tries: 4, space: {training.learning_rate: {low: 2.0e-4, high: 2.0e-3, log: true}}}
+    grid:
+      - {methods: [lora, iclm], seeds: [0, 1, 2]}
+      - {methods: [iclm-no-mi], seeds: [0, 1, 2]}
+
+A method is what it changes of the training recipe that all share. The grid is run block by block. Test sources are read by
+the jobs that report them and by nothing else: hyper-parameters are chosen by jobs that are given the validation
+sources only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from iclm.errors import ConfigurationError
+from iclm.recipe import DataSource, Section, explain, merge, read_mapping, resolve
+
+
+class DataSet(Section):
+    """What is trained on, chosen on and tested on."""
+
+    train: list[DataSource] = Field(min_length=1)
+    """Training sources; a job's seed takes the place of theirs where problems are generated."""
+    validation: list[DataSource] = Field(min_length=1)
+    """Of the training distribution; the only examples that a choice is made by."""
+    test: list[DataSource] = Field(min_length=1)
+    """What is reported."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Model settings that these data need, such as num_domains."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Training settings that these data need."""
+
+
+class Method(Section):
+    """One method: what it changes of the shared recipe."""
+
+    kind: Literal["trained", "base"] = "trained"
+    """trained, or base: the untouched base model."""
+    method: Literal["iclm", "lora"] = "iclm"
+    """Of the training recipe."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Model settings."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Training settings."""
+    shots: int = Field(default=0, ge=0)
+    """Solved training examples before each question (base only)."""
+    tuned_as: str | None = None
+    """The method whose chosen hyper-parameters it takes, so that an ablation differs in one thing; null means its own tries."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Method:
+        if self.kind == "base" and (self.model or self.training or self.tuned_as):
+            raise ValueError("the untouched base takes no model or training settings and no tuned_as")
+        if self.kind != "base" and self.shots:
+            raise ValueError("shots are for kind: base")
+        return self
+
+
+class Range(Section):
+    """Values that a hyper-parameter is drawn from: between two bounds, or out of a list."""
+
+    low: float | None = None
+    """Smallest value."""
+    high: float | None = None
+    """Largest value."""
+    log: bool = False
+    """Uniform in the logarithm."""
+    values: list[Any] | None = None
+    """The values to draw from, in place of bounds."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Range:
+        bounded = self.low is not None and self.high is not None
+        if bounded == (self.values is not None):
+            raise ValueError("give either low and high, or values")
+        if self.values is not None and (not self.values or self.log or self.low is not None or self.high is not None):
+            raise ValueError("values is a list with at least one entry, and stands alone")
+        if (
+            self.low is not None
+            and self.high is not None
+            and not (self.low < self.high and (self.low > 0 or not self.log))
+        ):
+            raise ValueError("low must be below high, and above 0 with log")
+        return self
+
+
+class Search(Section):
+    """Random search, with as many tries for every method (as in DomainBed, Gulrajani & Lopez-Paz 2021)."""
+
+    tries: int = Field(ge=1)
+    """Trainings of each method and data set; the first has the recipe's own values."""
+    seed: int = Field(default=10_000, ge=0)
+    """Of the draws, and of the trainings; no seed of the grid."""
+    space: dict[str, Range] = Field(min_length=1)
+    """Range of each hyper-parameter, named as in a training recipe: training.learning_rate."""
+
+
+class Block(Section):
+    """Jobs that belong together: all combinations of methods, data sets and seeds."""
+
+    methods: list[str] = Field(min_length=1)
+    """Names of methods."""
+    data: list[str] | None = None
+    """Names of data sets; null means all."""
+    seeds: list[int] = Field(min_length=1)
+    """Seeds: of data order, initialisation and generated training problems."""
+
+
+class StudyRecipe(Section):
+    """A whole study."""
+
+    base: str = "smollm2-135m"
+    """Base model of all methods."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the frozen base."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Model settings of all methods."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Training settings of all methods."""
+    data: dict[str, DataSet] = Field(min_length=1)
+    """Data sets by name."""
+    methods: dict[str, Method] = Field(min_length=1)
+    """Methods by name."""
+    search: Search | None = None
+    """How hyper-parameters are chosen; null means that they are as given."""
+    grid: list[Block] = Field(min_length=1)
+    """What is run, in this order; a job that occurs twice is run once."""
+    reference: str = "lora"
+    """The method that the others are compared with."""
+
+    @model_validator(mode="after")
+    def _names(self) -> StudyRecipe:
+        for number, block in enumerate(self.grid):
+            for kind, names, known in (("methods", block.methods, self.methods), ("data", block.data or [], self.data)):
+                for name in names:
+                    if name not in known:
+                        raise ValueError(f"grid.{number}.{kind} names {name!r}; known are {', '.join(known)}")
+            if self.search is not None and self.search.seed in block.seeds:
+                raise ValueError(
+                    f"grid.{number}.seeds holds {self.search.seed}, the seed of the search; its trainings must not be reported"
+                )
+        for name, method in self.methods.items():
+            other = method.tuned_as
+            if other is not None and (other not in self.methods or self.methods[other].tuned_as is not None):
+                raise ValueError(f"methods.{name}.tuned_as is {other!r}; name a method with tries of its own")
+        if self.reference not in self.methods:
+            raise ValueError(f"reference is {self.reference!r}; known are {', '.join(self.methods)}")
+        return self
+
+
+def load_study(path: str | Path) -> StudyRecipe:
+    """Read the recipe of a study; file names in it are relative to its folder, else to the current one.
+
+    Raises:
+        ConfigurationError: no such file, no valid YAML, an unknown key or a value of the wrong type; one line.
+    """
+    path = Path(path)
+    values, names = read_mapping(path)
+    try:
+        study = StudyRecipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(f"{', which extends '.join(names)}: {explain(error, StudyRecipe)}") from error
+    for data in study.data.values():
+        for source in (*data.train, *data.validation, *data.test):
+            if source.file is not None:
+                source.file = resolve(path, source.file)
+    return study
+
+
+def merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Mappings laid over each other; later ones win, sections merge."""
+    found: dict[str, Any] = Field(default_factory=dict)
+    for part in parts:
+        found = merge(found, part)
+    return found

@@ -1,0 +1,260 @@
+"""Running the jobs of a study: what is missing is done, what fails is reported, what is done stays.
+
+STUDY/study.yaml       the study's recipe, every field written out
+STUDY/jobs/ID/         one folder a job (`iclm.studies.study.job`), named by the hash of what the job is given
+
+Each job is a process of its own: what it leaves behind in memory is gone with it, and one that is killed takes no other
+along. Folders of several machines merge by copying their jobs together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iclm.data.files import atomic_write
+from iclm.errors import CheckpointError, ConfigurationError
+from iclm.model.checkpoint import read_json
+from iclm.studies.study.grid import Job, jobs_of
+from iclm.studies.study.job import BUSY, DONE, FAILED, ROWS, SPEC
+from iclm.studies.study.recipe import StudyRecipe
+
+RECIPE, JOBS = "study.yaml", "jobs"
+
+
+@dataclass
+class State:
+    """Where a study stands.
+
+    Attributes:
+        jobs: of this shard, in the order in which they run.
+        done: what done.json says, by the job's name.
+        failed: one line of what went wrong, by the job's name.
+        running: when a job began (`time.monotonic`), by its name.
+        busy: names of jobs that another process does.
+    """
+
+    jobs: list[Job] = field(default_factory=list)
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    running: dict[str, float] = field(default_factory=dict)
+    busy: set[str] = field(default_factory=set)
+
+    @property
+    def waiting(self) -> list[Job]:
+        """Jobs that are neither done, running, failed nor with another process."""
+        over = {*self.done, *self.failed, *self.running, *self.busy}
+        return [job for job in self.jobs if job.name not in over]
+
+    def seconds_left(self, at_once: int) -> float | None:
+        """Seconds until the waiting jobs are done: each taken as long as the mean done job of its method, else of all."""
+        if not self.done:
+            return None
+        spent: dict[str, list[float]] = {}
+        for name, record in self.done.items():
+            spent.setdefault(name.rpartition("/")[0], []).append(record["total_seconds"])
+        overall = [value for values in spent.values() for value in values]
+        total = 0.0
+        for job in (*self.waiting, *(job for job in self.jobs if job.name in self.running)):
+            known = spent.get(job.name.rpartition("/")[0], overall)
+            total += sum(known) / len(known)
+            if job.name in self.running:
+                total -= min(time.monotonic() - self.running[job.name], sum(known) / len(known))
+        return total / at_once
+
+
+class Study:
+    """A study in a folder.
+
+    Args:
+        recipe: what is to be run.
+        out: the study's folder; made, or gone on with if it holds the same study.
+        shard: (i, n), the i-th of n parts of the jobs, counted from 1.
+        only: patterns of job names (`acre/lora/*`); a name that contains one counts too; empty means all.
+
+    Raises:
+        ConfigurationError: a folder that holds something else, a shard or a pattern that fits nothing.
+    """
+
+    def __init__(
+        self, recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (1, 1), only: Sequence[str] = ()
+    ) -> None:
+        self.recipe, self.out, self.shard, self.only = recipe, out, shard, tuple(only)
+        part, parts = shard
+        if not 1 <= part <= parts:
+            raise ConfigurationError(f"shard is {part}/{parts}; the first of four is 1/4, the last 4/4")
+        self._check_folder()
+        self.state = State()
+        self.refresh()
+        if self.only and not self.state.jobs:
+            names = ", ".join(job.name for job in jobs_of(recipe, {})[:4])
+            raise ConfigurationError(f"only {', '.join(self.only)!r} fits no job; names are such as {names}")
+
+    def _check_folder(self) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigurationError(f"{self.out} is a file; --out names a folder")
+        kept = self.out / RECIPE
+        if self.out.is_dir() and any(self.out.iterdir()) and not kept.is_file() and not (self.out / JOBS).is_dir():
+            raise ConfigurationError(f"{self.out} holds something else than a study; choose another --out")
+
+    def refresh(self) -> None:
+        """Look which jobs there are and which of them are done; a choice that can be made by now is made."""
+        results, records = {}, {}
+        for folder in sorted((self.out / JOBS).glob("*/")):
+            if (folder / DONE).is_file():
+                records[folder.name] = read_json(folder / DONE)
+                if read_json(folder / SPEC).get("trial") is not None:
+                    results[folder.name] = read_rows(folder)
+        every = jobs_of(self.recipe, results)
+        self.state.jobs = [job for job in every if job.in_shard(*self.shard) and self._wanted(job.name)]
+        self.state.done = {
+            job.name: records[job.id] for job in self.state.jobs if job.spec is not None and job.id in records
+        }
+
+    def _wanted(self, name: str) -> bool:
+        return not self.only or any(pattern in name or fnmatch(name, pattern) for pattern in self.only)
+
+    def folder(self, job: Job) -> Path:
+        """Folder of a job."""
+        return self.out / JOBS / job.id
+
+    def run(self, *, at_once: int = 1, report: Callable[[State], None] = lambda state: None) -> State:
+        """Do what is missing; a job that fails is kept for the report, and tried again when the study is started again.
+
+        Args:
+            at_once: processes side by side; they share the cores, and a GPU if there is one.
+            report: called whenever a job begins or ends.
+
+        Returns:
+            Where the study stands; jobs still waiting wait for tries of another shard or of a failed job.
+        """
+        if at_once < 1:
+            raise ConfigurationError(f"jobs is {at_once}; at least 1 runs at a time")
+        with atomic_write(self.out / RECIPE, overwrite=True) as stream:
+            yaml.safe_dump(self.recipe.model_dump(mode="json"), stream, sort_keys=False, allow_unicode=True)
+        children = _Children(max(1, (os.cpu_count() or 1) // at_once))
+        going: dict[Future[str | None], Job] = {}
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                while True:
+                    for job in self.state.waiting:
+                        if len(going) < at_once and job.spec is not None:
+                            self.state.running[job.name] = time.monotonic()
+                            going[pool.submit(children.run, self._prepare(job))] = job
+                    report(self.state)
+                    if not going:
+                        return self.state
+                    for future in wait(going, return_when=FIRST_COMPLETED).done:
+                        self._end(going.pop(future), future.result())
+            except BaseException:
+                children.stop()
+                raise
+
+    def _prepare(self, job: Job) -> Path:
+        folder = self.folder(job)
+        with atomic_write(folder / SPEC, overwrite=True) as stream:
+            json.dump(job.spec, stream, indent=1, sort_keys=True)
+        return folder
+
+    def _end(self, job: Job, failure: str | None) -> None:
+        del self.state.running[job.name]
+        if failure == "":
+            self.state.busy.add(job.name)
+        elif failure is not None:
+            self.state.failed[job.name] = failure
+        self.refresh()
+
+
+class _Children:
+    """The processes of the jobs.
+
+    Args:
+        threads: of each.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._processes: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(self, folder: Path) -> str | None:
+        """Do a job; returns None, "" if another process does it, or what went wrong."""
+        environment = {"OMP_NUM_THREADS": str(self.threads), **os.environ}
+        with self._lock:
+            if self._stopped:
+                return "stopped before it began"
+            process = subprocess.Popen(
+                [sys.executable, "-m", "iclm.studies.study.job", str(folder)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            self._processes.add(process)
+        _, errors = process.communicate()
+        with self._lock:
+            self._processes.discard(process)
+        if process.returncode == 0 and (folder / DONE).is_file():
+            return None
+        if process.returncode == BUSY:
+            return ""
+        if (folder / FAILED).is_file():
+            return str(read_json(folder / FAILED).get("error"))
+        if process.returncode < 0:
+            return f"killed by {signal.Signals(-process.returncode).name}; out of memory?"
+        return (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+
+    def stop(self) -> None:
+        """End all of them; their trainings go on from their checkpoints another time."""
+        with self._lock:
+            self._stopped = True
+            for process in self._processes:
+                process.terminate()
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a finished job; raises `CheckpointError` if they are damaged."""
+    try:
+        return [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / ROWS} is damaged: {error}; remove {folder} to have it done again") from error
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """A shard as given on the command line, 2/4; raises `ConfigurationError`."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal()):
+        raise ConfigurationError(f"shard is {text!r}; write it as 1/4, the first of four parts")
+    return int(part), int(parts)
+
+
+def collect(folders: Iterable[Path]) -> list[tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]]:
+    """What is given, what done.json says, and the rows of all finished jobs of some studies; a job found twice counts once.
+
+    Raises:
+        ConfigurationError: a folder that holds no study.
+        CheckpointError: a damaged job.
+    """
+    found = {}
+    for out in folders:
+        if not (out / JOBS).is_dir():
+            raise ConfigurationError(f"{out} holds no study: there is no folder {JOBS} in it")
+        for folder in sorted((out / JOBS).glob("*/")):
+            if (folder / DONE).is_file():
+                found.setdefault(folder.name, (read_json(folder / SPEC), read_json(folder / DONE), read_rows(folder)))
+    return [found[name] for name in sorted(found)]

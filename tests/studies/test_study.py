@@ -1,0 +1,288 @@
+"""The study on a tiny base: the grid, honest choices, jobs done once, failures that stop nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from iclm.errors import ConfigurationError
+from iclm.studies.study import grid, job, runner
+from iclm.studies.study.recipe import Range, StudyRecipe, load_study
+
+
+@pytest.fixture
+def values(tiny_llama_folder):
+    def acre(regime, split, problems, format):
+        return {"acre": regime, "split": split, "problems": problems, "format": format}
+
+    formats = ("symbolic", "text")
+    return {
+        "base": str(tiny_llama_folder),
+        "dtype": "float32",
+        "model": {"lora_rank": 2, "router_dim": 4, "mi_projection": 4, "mi_queue": 16},
+        "training": {"batch_size": 8, "router_examples": 8},
+        "data": {
+            "acre": {
+                "train": [acre("IID", "train", 3, f) for f in formats],
+                "validation": [acre("IID", "val", 2, f) for f in formats],
+                "test": [acre(regime, "test", 2, f) for regime in ("IID", "Sys") for f in formats],
+                "model": {"num_domains": 2},
+            }
+        },
+        "methods": {
+            "base": {"kind": "base"},
+            "lora": {"method": "lora"},
+            "iclm": {},
+            "iclm-no-mi": {"model": {"mi_weight": 0.0}, "tuned_as": "iclm"},
+        },
+        "grid": [{"methods": ["base", "lora", "iclm", "iclm-no-mi"], "seeds": [0, 1]}],
+    }
+
+
+SEARCH = {"tries": 2, "seed": 9, "space": {"training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}}
+
+
+def study_of(values, **changes):
+    return StudyRecipe.model_validate({**values, **changes})
+
+
+def rows_of(number, correct, **changes):
+    row = {
+        "trial": number,
+        "split": "val",
+        "shifted": False,
+        "module": "mixture",
+        "n": 10,
+        "correct": correct,
+        "job": "j",
+    }
+    return [{**row, **changes}]
+
+
+# -- the grid ----------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_come_block_by_block_and_once(values):
+    blocks = [{"methods": ["lora", "iclm"], "seeds": [0, 1]}, {"methods": ["base", "lora"], "seeds": [1, 2]}]
+    names = [found.name for found in grid.jobs_of(study_of(values, grid=blocks), {})]
+    first = ["acre/lora/seed-0", "acre/iclm/seed-0", "acre/lora/seed-1", "acre/iclm/seed-1"]
+    assert names == [*first, "acre/base/seed-1", "acre/base/seed-2", "acre/lora/seed-2"]
+
+
+def test_a_seed_sets_the_training_problems_and_leaves_the_test_problems(values):
+    first, second = (found for found in grid.jobs_of(study_of(values), {}) if found.method == "iclm")
+    assert [source["seed"] for source in first.spec["recipe"]["data"]["train"]] == [0, 0]
+    assert [source["seed"] for source in second.spec["recipe"]["data"]["train"]] == [1, 1]
+    assert first.spec["evaluate"] == second.spec["evaluate"] and first.id != second.id
+    assert second.spec["recipe"]["seed"] == 1
+
+
+def test_the_same_settings_are_the_same_job_wherever_they_run(values):
+    ids = [[found.id for found in grid.jobs_of(study_of(json.loads(json.dumps(values))), {})] for _ in range(2)]
+    assert ids[0] == ids[1] and len(set(ids[0])) == len(ids[0]) == 8
+
+
+def test_shards_share_all_jobs_among_them(values):
+    jobs = grid.jobs_of(study_of(values, grid=[{"methods": ["lora", "iclm"], "seeds": list(range(20))}]), {})
+    parts = [{found.name for found in jobs if found.in_shard(part, 3)} for part in (1, 2, 3)]
+    assert set.union(*parts) == {found.name for found in jobs} and sum(map(len, parts)) == len(jobs)
+    assert all(parts)
+
+
+# -- choices -----------------------------------------------------------------------------------------------------------
+
+
+def test_tries_are_given_the_validation_questions_and_no_test_source(values):
+    jobs = grid.jobs_of(study_of(values, search=SEARCH), {})
+    tries = [found for found in jobs if found.trial is not None]
+    assert [found.name for found in tries] == [f"acre/{m}/try-{n}" for m in ("lora", "iclm") for n in (0, 1)]
+    for found in tries:
+        assert {source["split"] for source in found.spec["evaluate"]} == {"val"}
+        assert '"test"' not in json.dumps(found.spec)
+        assert "Sys" not in json.dumps(found.spec)
+
+
+def test_reports_wait_for_their_tries_and_take_the_best(values):
+    study = study_of(values, search=SEARCH)
+    jobs = {found.name: found for found in grid.jobs_of(study, {})}
+    assert jobs["acre/iclm/seed-0"].spec is None and jobs["acre/base/seed-0"].spec is not None
+    with pytest.raises(ValueError, match="waits"):
+        _ = jobs["acre/iclm/seed-0"].id
+    results = {jobs[f"acre/iclm/try-{n}"].id: rows_of(n, correct) for n, correct in ((0, 4), (1, 6))}
+    later = {found.name: found for found in grid.jobs_of(study, results)}
+    assert later["acre/lora/seed-0"].spec is None
+    drawn = dict(jobs["acre/iclm/try-1"].chosen)["training.learning_rate"]
+    for name in ("acre/iclm/seed-0", "acre/iclm-no-mi/seed-1"):
+        assert later[name].spec["recipe"]["training"]["learning_rate"] == drawn
+    assert later["acre/iclm-no-mi/seed-1"].spec["recipe"]["model"]["mi_weight"] == 0.0
+
+
+def test_every_method_has_the_same_draws_and_the_first_try_is_the_recipes_own(values):
+    jobs = grid.jobs_of(study_of(values, search={**SEARCH, "tries": 3}), {})
+    rates = {
+        method: [
+            j.spec["recipe"]["training"]["learning_rate"] for j in jobs if j.method == method and j.trial is not None
+        ]
+        for method in ("lora", "iclm")
+    }
+    assert rates["lora"] == rates["iclm"] and rates["lora"][0] == 1e-3
+    assert len(set(rates["lora"])) == 3 and all(1e-4 <= rate <= 1e-2 for rate in rates["lora"])
+
+
+@pytest.mark.parametrize("change", [{"split": "test"}, {"shifted": True}, {"trial": None}, {"trial": 1}], ids=str)
+def test_choosing_refuses_rows_that_are_not_validation_rows_of_the_try(change):
+    with pytest.raises(ConfigurationError, match="cannot choose"):
+        grid.choose({0: rows_of(0, 5, **change)})
+
+
+def test_of_equal_tries_the_first_is_taken_and_only_the_mixture_counts():
+    tries = {0: rows_of(0, 5), 1: rows_of(1, 5) + rows_of(1, 10, module="invariant")}
+    assert grid.choose(tries) == 0
+
+
+def test_draws_stay_in_their_ranges():
+    space = {"a": Range(low=0.1, high=0.3), "b": Range(values=[1, 2]), "c": Range(low=1e-4, high=1e-2, log=True)}
+    found = [grid.draw(space, f"0/{n}") for n in range(200)]
+    assert all(0.1 <= f["a"] <= 0.3 and f["b"] in (1, 2) and 1e-4 <= f["c"] <= 1e-2 for f in found)
+    assert 0.4 < np.mean([f["c"] < 1e-3 for f in found]) < 0.6  # half of them below the middle of the logarithm
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+def test_bits_come_back():
+    right = np.random.default_rng(0).random(37) < 0.5
+    assert (job.from_bits(job.bits(right.tolist()), 37) == right).all()
+
+
+def test_a_study_is_run_once_and_its_rows_say_what_they_are_of(values, tmp_path):
+    study = study_of(values, grid=[{"methods": ["base", "iclm"], "seeds": [3]}])
+    state = runner.Study(study, tmp_path / "s").run()
+    assert sorted(state.done) == ["acre/base/seed-3", "acre/iclm/seed-3"] and not state.failed
+    found = {spec["method"]: rows for spec, _, rows in runner.collect([tmp_path / "s"])}
+    assert {row["module"] for row in found["iclm"]} == {"mixture", "invariant", "domain_0", "domain_1", "oracle"}
+    sets = [(row["test_set"], row["format"], row["shifted"]) for row in found["base"]]
+    expected = [
+        (f"ACRE {regime}", format, regime == "Sys") for regime in ("IID", "Sys") for format in ("symbolic", "text")
+    ]
+    assert sets == expected
+    for row in found["iclm"]:
+        assert row["n"] == 8 == sum(n for _, n in row["by_kind"].values())
+        assert job.from_bits(row["answers"], 8).sum() == row["correct"] == sum(c for c, _ in row["by_kind"].values())
+        assert (row["train_set"], row["seed"], row["split"], row["strict"]) == ("acre", 3, "test", False)
+        assert row["trainable"] > 0 and row["examples"] == 24 and row["problems"] == 4
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+    assert len(before) == 2
+    runner.Study(study, tmp_path / "s").run()
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+
+
+def test_a_failed_job_is_reported_tried_again_and_stops_nothing(values, tmp_path):
+    broken = {**values["methods"], "iclm": {"model": {"target_modules": ["no_such_layer"]}}}
+    study = study_of(values, methods=broken, grid=[{"methods": ["iclm", "base"], "seeds": [0]}])
+    state = runner.Study(study, tmp_path / "s").run()
+    assert list(state.done) == ["acre/base/seed-0"]
+    assert "no_such_layer" in state.failed["acre/iclm/seed-0"] and "\n" not in state.failed["acre/iclm/seed-0"]
+    again = runner.Study(study, tmp_path / "s")
+    assert [found.name for found in again.state.waiting] == ["acre/iclm/seed-0"]
+
+
+def test_a_job_that_was_cut_short_goes_on_and_ends_the_same(values, tmp_path, monkeypatch):
+    spec = next(j for j in grid.jobs_of(study_of(values), {}) if j.method == "iclm").spec
+    rows = {}
+    for name in ("whole", "cut"):
+        folder = tmp_path / name / "0"
+        folder.mkdir(parents=True)
+        (folder / job.SPEC).write_text(json.dumps(spec))
+        if name == "cut":  # killed while it was evaluated
+            with monkeypatch.context() as patch:
+                patch.setattr(job, "evaluate_job", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+                with pytest.raises(KeyboardInterrupt):
+                    job.run_job(folder)
+            assert not (folder / job.DONE).exists() and (folder / "run" / "run.json").is_file()
+            patched = (folder / "run" / "model.safetensors").stat().st_mtime_ns
+        job.run_job(folder)
+        if name == "cut":
+            assert (folder / "run" / "model.safetensors").stat().st_mtime_ns == patched  # it was not trained again
+        rows[name] = [json.loads(line) for line in (folder / job.ROWS).read_text().splitlines()]
+    for whole, cut in zip(rows["whole"], rows["cut"], strict=True):
+        assert {**whole, "seconds": 0} == {**cut, "seconds": 0}
+
+
+def test_a_job_that_another_process_does_is_left_to_it(values, tmp_path):
+    from filelock import FileLock
+
+    study = runner.Study(study_of(values, grid=[{"methods": ["base"], "seeds": [0]}]), tmp_path / "s")
+    folder = study.folder(study.state.jobs[0])
+    folder.mkdir(parents=True)
+    with FileLock(folder / job.LOCK):
+        state = study.run()
+    assert state.busy == {"acre/base/seed-0"} and not state.done and not state.failed
+
+
+def test_shots_are_solved_training_examples_of_the_same_domain(values):
+    from iclm.data.loading import read_sources
+
+    study = study_of(values)
+    train, test = (read_sources(getattr(study.data["acre"], part)) for part in ("train", "test"))
+    found = job.with_shots(test, train, 2, seed=0)
+    assert all(len(new.messages) == len(old.messages) + 1 for new, old in zip(found, test, strict=True))
+    known = {example.domain: [e for e in train if e.domain == example.domain] for example in train}
+    for new in found:
+        solved = new.messages[0].content
+        assert sum(f"{e.prompt}{e.answer}\n" in solved for e in known[new.domain]) >= 2
+    with pytest.raises(ConfigurationError, match=r"shots is 4; .* 3 problems"):
+        job.with_shots(test, train, 4, seed=0)
+
+
+# -- recipes and folders -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": [{"methods": ["lorra"], "seeds": [0]}]}, r"grid\.0\.methods names 'lorra'; known are base, "),
+        ({"grid": [{"methods": ["lora"], "seeds": [0], "data": ["x"]}]}, r"grid\.0\.data names 'x'; known are acre"),
+        ({"search": {**SEARCH, "seed": 1}}, r"grid\.0\.seeds holds 1, the seed of the search"),
+        ({"methods": {"lora": {"tuned_as": "x"}}, "grid": [{"methods": ["lora"], "seeds": [0]}]}, "tuned_as is 'x'"),
+        ({"methods": {"lora": {"kind": "base", "model": {"lora_rank": 2}}}}, "untouched base takes no model"),
+        ({"reference": "x"}, "reference is 'x'"),
+        ({"methods": {"lora": {"modle": {}}}}, r"methods\.lora\.modle is not a recipe key; did you mean model\?"),
+        ({"search": {**SEARCH, "space": {"training.learning_rate": {"low": 2, "high": 1}}}}, "low must be below high"),
+        ({"seeds": [1]}, "seeds is not a recipe key"),
+    ],
+    ids=["method", "data", "seed", "tuned_as", "base", "reference", "typo", "range", "section"],
+)
+def test_faults_of_a_recipe_are_named(values, tmp_path, change, message):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**values, **change}))
+    with pytest.raises(ConfigurationError, match=message):
+        load_study(path)
+
+
+def test_a_method_with_settings_that_no_training_takes_is_named_before_anything_runs(values, tmp_path):
+    study = study_of(values, methods={"lora": {"training": {"epoch": 2}}}, grid=[{"methods": ["lora"], "seeds": [0]}])
+    with pytest.raises(ConfigurationError, match=r"method lora on acre: training\.epoch is not a recipe key.*epochs"):
+        runner.Study(study, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("text", ["3", "0/2", "3/2", "a/b", "1/0"])
+def test_wrong_shards_are_refused(values, tmp_path, text):
+    with pytest.raises(ConfigurationError, match="shard is"):
+        runner.Study(study_of(values), tmp_path / "s", shard=runner.parse_shard(text))
+
+
+def test_a_folder_with_something_else_is_refused(values, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigurationError, match="something else than a study"):
+        runner.Study(study_of(values), tmp_path)
+
+
+def test_only_names_parts_or_patterns_of_job_names(values, tmp_path):
+    study = study_of(values)
+    names = [found.name for found in runner.Study(study, tmp_path, only=["lora", "acre/iclm/*-1"]).state.jobs]
+    assert names == ["acre/lora/seed-0", "acre/lora/seed-1", "acre/iclm/seed-1"]
+    with pytest.raises(ConfigurationError, match="fits no job; names are such as acre/base/seed-0"):
+        runner.Study(study, tmp_path, only=["raven"])
