@@ -20,7 +20,9 @@ from iclm.recipe import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("src/iclm/studies/*.yaml")])
+SHIPPED = sorted(
+    [*ROOT.glob("recipes/*.yaml"), *ROOT.glob("recipes/ablations/*.yaml"), *ROOT.glob("src/iclm/studies/*.yaml")]
+)
 SECTIONS = (Recipe, ModelSection, DataSection, DataSource, TrainingSection)
 SOURCE = {"acre": "IID", "problems": 2, "format": "text"}
 

@@ -62,14 +62,13 @@ def run(
         for line in progress_line(state, jobs, shown):
             note(line)
 
+    live: Live | None = None
     if plan:
-        live = None
         state = study.state
     elif console.is_terminal:
         with Live(progress_table(study.state, jobs), console=console) as live:
             state = study.run(at_once=jobs, report=report)
     else:
-        live = None
         state = study.run(at_once=jobs, report=report)
     summary = {
         "done": sorted(state.done),

@@ -14,10 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
 
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource, Recipe, parse_recipe
@@ -32,7 +35,7 @@ class Job:
 
     Attributes:
         method, data: names in the study's recipe.
-        seed: of data order, initialisation and generated training problems.
+        seed: of data order, initialisation and generated training problems; None where the method depends on none.
         trial: number of the try, None for a report.
         chosen: the hyper-parameters drawn or chosen, by name.
         spec: all that the worker needs; None while the tries that it waits for are not done.
@@ -40,15 +43,17 @@ class Job:
 
     method: str
     data: str
-    seed: int
+    seed: int | None
     trial: int | None
     chosen: tuple[tuple[str, Any], ...] = ()
     spec: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
-        """Its name, the same on every machine: acre/lora/seed-0 or acre/lora/try-2."""
-        return f"{self.data}/{self.method}/" + (f"seed-{self.seed}" if self.trial is None else f"try-{self.trial}")
+        """Its name, the same on every machine: acre/lora/seed-0, acre/lora/try-2, or acre/base where there is no seed."""
+        if self.trial is not None:
+            return f"{self.data}/{self.method}/try-{self.trial}"
+        return f"{self.data}/{self.method}" + ("" if self.seed is None else f"/seed-{self.seed}")
 
     @property
     def id(self) -> str:
@@ -86,8 +91,8 @@ def _tries(study: StudyRecipe, method: str, data: str) -> Iterator[Job]:
     if study.search is None or study.methods[method].kind != "trained":
         return
     tuned = study.methods[method].tuned_as or method
-    for number in range(study.search.tries):
-        drawn = draw(study.search.space, f"{study.search.seed}/{number}") if number else {}
+    drawn_values = draws(study.search.space, study.search.seed, study.search.tries - 1)
+    for number, drawn in enumerate([{}, *drawn_values]):  # the first try has the recipe's own values
         yield _job(study, tuned, data, study.search.seed, number, drawn)
 
 
@@ -95,29 +100,39 @@ def _report(
     study: StudyRecipe, method: str, data: str, seed: int, tries: list[Job], results: Mapping[str, list[dict[str, Any]]]
 ) -> Job:
     if not tries:
-        return _job(study, method, data, seed, None, {})
+        seedless = study.methods[method].kind == "base" and not study.methods[method].shots
+        return _job(study, method, data, None if seedless else seed, None, {})
     if any(job.id not in results for job in tries):
         return Job(method, data, seed, None)
     best = choose({job.trial: results[job.id] for job in tries if job.trial is not None})
     return _job(study, method, data, seed, None, dict(tries[best].chosen))
 
 
-def draw(space: Mapping[str, Range], seed: str) -> dict[str, Any]:
-    """One value of each hyper-parameter; the same for all methods at the same seed."""
-    found = {}
-    for name, bounds in sorted(space.items()):
-        source = random.Random(f"{seed}/{name}")
-        if bounds.values is not None:
-            found[name] = source.choice(bounds.values)
-        else:
-            assert bounds.low is not None and bounds.high is not None
-            at = source.random()
-            if bounds.log:
-                value = math.exp(math.log(bounds.low) + at * math.log(bounds.high / bounds.low))
-            else:
-                value = bounds.low + at * (bounds.high - bounds.low)
-            found[name] = float(f"{value:.3g}")
-    return found
+def draws(space: Mapping[str, Range], seed: int, count: int) -> list[dict[str, Any]]:
+    """Values of each hyper-parameter for so many tries, the same for all methods at the same seed.
+
+    Points of a scrambled Sobol sequence, which spread better than independent draws; more tries leave the first ones
+    as they are.
+    """
+    names = sorted(space)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="The balance properties of Sobol"
+        )  # of counts that are no power of two
+        points = qmc.Sobol(len(names), scramble=True, seed=np.random.default_rng(seed)).random(count)
+    return [{name: _value(space[name], float(at)) for name, at in zip(names, point, strict=True)} for point in points]
+
+
+def _value(bounds: Range, at: float) -> Any:
+    """The value at a share in [0, 1) of a range; floats to three significant digits."""
+    if bounds.values is not None:
+        return bounds.values[int(at * len(bounds.values))]
+    assert bounds.low is not None and bounds.high is not None
+    if bounds.log:
+        value = math.exp(math.log(bounds.low) + at * math.log(bounds.high / bounds.low))
+    else:
+        value = bounds.low + at * (bounds.high - bounds.low)
+    return float(f"{value:.3g}")
 
 
 def choose(tries: Mapping[int, Iterable[dict[str, Any]]]) -> int:
@@ -140,7 +155,9 @@ def choose(tries: Mapping[int, Iterable[dict[str, Any]]]) -> int:
     return max(values, key=lambda number: values[number])
 
 
-def _job(study: StudyRecipe, method: str, data: str, seed: int, trial: int | None, chosen: dict[str, Any]) -> Job:
+def _job(
+    study: StudyRecipe, method: str, data: str, seed: int | None, trial: int | None, chosen: dict[str, Any]
+) -> Job:
     spec = {
         "format": FORMAT,
         "method": method,
@@ -149,7 +166,7 @@ def _job(study: StudyRecipe, method: str, data: str, seed: int, trial: int | Non
         "trial": trial,
         "kind": study.methods[method].kind,
         "shots": study.methods[method].shots,
-        "recipe": _recipe(study, study.methods[method], method, data, seed, chosen).model_dump(mode="json"),
+        "recipe": _recipe(study, study.methods[method], method, data, seed or 0, chosen).model_dump(mode="json"),
         "evaluate": [source.model_dump(mode="json") for source in _evaluated(study, data, trial)],
         "split": "test" if trial is None else "val",
     }

@@ -165,10 +165,9 @@ def evaluate_job(
             "problems": problem_sizes(examples),
         }
         if len(scores.routes) and (scores.routes >= 0).all():
-            counts = np.bincount(scores.routes, minlength=model.config.num_domains)
-            fixed["routes"] = counts.tolist()
+            fixed["routes"] = np.bincount(scores.routes, minlength=model.config.num_domains).tolist()
         for result in evaluate_choices(scores, examples):
-            kinds = {kind: [found.correct, found.n] for kind, found in result.by_kind.items()}
+            kinds = {kind: [part.correct, part.n] for kind, part in result.by_kind.items()}
             counts = {"n": result.overall.n, "correct": result.overall.correct, "by_kind": kinds}
             rows.append({"module": result.module, **fixed, **counts, "answers": bits(result.correct)})
     return rows

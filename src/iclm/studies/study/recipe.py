@@ -101,7 +101,7 @@ class Range(Section):
 
 
 class Search(Section):
-    """Random search, with as many tries for every method (as in DomainBed, Gulrajani & Lopez-Paz 2021)."""
+    """Random search with as many tries for every method, as in DomainBed (Gulrajani & Lopez-Paz, ICLR 2021)."""
 
     tries: int = Field(ge=1)
     """Trainings of each method and data set; the first has the recipe's own values."""

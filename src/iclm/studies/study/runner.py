@@ -250,7 +250,7 @@ def collect(folders: Iterable[Path]) -> list[tuple[dict[str, Any], dict[str, Any
         ConfigurationError: a folder that holds no study.
         CheckpointError: a damaged job.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for out in folders:
         if not (out / JOBS).is_dir():
             raise ConfigurationError(f"{out} holds no study: there is no folder {JOBS} in it")
