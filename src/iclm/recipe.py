@@ -218,6 +218,8 @@ class TrainingSection(Section):
     """Compile the layers with torch.compile: a first step of half a minute or more, then faster ones; results change by rounding."""
     router_examples: int = Field(default=256, ge=1)
     """Examples that the router is started from."""
+    cache_features: bool = True
+    """Where the router reads above the split: its features are computed once a data set and kept on disk; false means in every step."""
     logging_steps: int = Field(default=10, ge=1)
     """Optimizer steps between two lines of the log."""
     save_steps: int | None = Field(default=None, ge=1)

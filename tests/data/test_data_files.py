@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from iclm.data.files import atomic_write, open_for_reading
+from iclm.data.files import atomic_write, atomic_write_bytes, open_for_reading
 from iclm.errors import ConfigurationError, DataError
 
 
@@ -13,6 +13,20 @@ def test_written_text_is_utf8_with_its_own_line_endings(tmp_path):
         stream.write("é\n")
     assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa9\n"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_bytes_are_written_as_given_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "b" / "a.bin"
+    with atomic_write_bytes(path) as stream:
+        stream.write(b"\r\n\xff\x00")
+    assert path.read_bytes() == b"\r\n\xff\x00"
+    with pytest.raises(RuntimeError), atomic_write_bytes(path, overwrite=True) as stream:
+        stream.write(b"half")
+        raise RuntimeError
+    with pytest.raises(ConfigurationError, match="exists"), atomic_write_bytes(path):
+        pass
+    assert path.read_bytes() == b"\r\n\xff\x00"
+    assert os.listdir(path.parent) == ["a.bin"]
 
 
 def test_missing_parent_folders_are_made(tmp_path):

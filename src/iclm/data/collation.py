@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -123,10 +123,17 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Branches that share a prefix (which may be empty where there is only one)."""
+    """Branches that share a prefix (which may be empty where there is only one).
+
+    Attributes:
+        prefix: token ids that all branches begin with.
+        branches: what follows, at least one.
+        features: what a router reads of each branch's prompt, float32 [branches, hidden], where it was computed before.
+    """
 
     prefix: tuple[int, ...]
     branches: tuple[Branch, ...]
+    features: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -180,8 +187,9 @@ def collate(packs: Sequence[Pack], pad: int) -> dict[str, torch.Tensor]:
     """Pad packs on the right to one batch.
 
     Returns:
-        `input_ids`, `attention_mask`, `labels` [batch, tokens]; `domain_ids` [examples], where all are known; and
-        `branch_ids` [batch, tokens], where any pack has more than one branch.
+        `input_ids`, `attention_mask`, `labels` [batch, tokens]; `domain_ids` [examples], where all are known;
+        `branch_ids` [batch, tokens], where any pack has more than one branch; and `router_features` [examples, hidden],
+        where all packs have them. Examples are numbered by pack, then by branch.
     """
     size = (len(packs), max(pack.tokens for pack in packs))
     ids = torch.full(size, pad)
@@ -204,6 +212,9 @@ def collate(packs: Sequence[Pack], pad: int) -> dict[str, torch.Tensor]:
         batch["domain_ids"] = torch.tensor(domains)
     if any(len(pack.branches) > 1 for pack in packs):
         batch["branch_ids"] = branch_ids
+    features = [pack.features for pack in packs if pack.features is not None]
+    if len(features) == len(packs):
+        batch["router_features"] = torch.cat(features)
     return batch
 
 

@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from iclm.errors import ConfigurationError, DataError
 
@@ -30,13 +30,26 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> It
     Raises:
         ConfigurationError: the path exists and `overwrite` is false, is a folder, or cannot be written.
     """
-    path = Path(path)
+    with _whole(Path(path), overwrite, "x", encoding="utf-8", newline="\n") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def atomic_write_bytes(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """`atomic_write` for bytes: yields a binary stream."""
+    with _whole(Path(path), overwrite, "xb") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _whole(path: Path, overwrite: bool, mode: str, **options: Any) -> Iterator[Any]:
+    """What both do; `mode` and `options` are those of `open`."""
     _refuse_existing(path, overwrite)
     made = _make_parents(path)
     temporary = path.parent / f".iclm-{secrets.token_hex(8)}.tmp"
     try:
         try:
-            stream = open(temporary, "x", encoding="utf-8", newline="\n")  # noqa: SIM115
+            stream = open(temporary, mode, **options)  # noqa: SIM115
         except OSError as error:
             raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
         with stream:

@@ -59,7 +59,7 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 def cache_folder() -> Path:
-    """The folder that dequantised models are kept in."""
+    """The folder for what is made once and kept: dequantised models, router features, compiled layers."""
     if os.environ.get("ICLM_CACHE"):
         return Path(os.environ["ICLM_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iclm"

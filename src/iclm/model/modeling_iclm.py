@@ -88,6 +88,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         self.aggregator = build_aggregator(config, base.get_output_embeddings())
         self.independence = None if self.aggregator is None else build_independence(config)
         self.mi_scale = 1.0  # of mi_weight; a schedule moves it
+        self.compiled = False
         adapt(base.get_submodule(parts.layers_path), config, self.runtime)
         for module in (self.router, self.aggregator, self.independence):
             if module is not None:
@@ -239,7 +240,8 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
     def compile_layers(self) -> bool:
         """Compile the decoder layers with `torch.compile` when they first run: faster steps after a first one of half a
         minute or more. Results stay the same up to rounding. Returns False, after a warning, where it does not work."""
-        return compile_layers(self.base.get_submodule(anatomy(self.base).layers_path), self.device)
+        self.compiled = compile_layers(self.base.get_submodule(anatomy(self.base).layers_path), self.device)
+        return self.compiled
 
     def adapted_layers(self) -> Iterable[AdaptedLayer]:
         """The wrapped layers of the base."""
@@ -264,6 +266,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         packing: Packing | None = None,
         prompt_mask: torch.Tensor | None = None,
         domain_ids: torch.Tensor | None = None,
+        router_features: torch.Tensor | None = None,
         route: torch.Tensor | Route | None = None,
         module: str = "mixture",
         every_module: bool = False,
@@ -278,6 +281,8 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
             packing: where several examples share a sequence; `examples` below are then its branches. No cache.
             prompt_mask: [batch, tokens], the tokens that the router may read; None means all real ones.
             domain_ids: true domain of each example [examples], for the oracle router.
+            router_features: what the router decides on [examples, hidden], as the method of that name gives it, computed
+                before; a router above the split then costs no pass of its own. None means that it is read here.
             route: domain modules [examples] or [examples, active] instead of the router's decision.
             module: "mixture", or one module alone.
             every_module: a row for each of the M modules of every example, and the route beside it.
@@ -303,7 +308,8 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
             if number is not None:
                 return ActivationPlan.everywhere((number,), batch, shared, input_ids.device)
             decision[0] = self._decide(
-                route, self._prompt(input_ids, mask[:, past:], hidden, prompt_mask, packing, domain_ids)
+                route,
+                self._prompt(input_ids, mask[:, past:], hidden, prompt_mask, packing, domain_ids, router_features),
             )
             if every_module:
                 return ActivationPlan.everywhere(self.config.modules, batch, shared, input_ids.device, decision[0])
@@ -314,8 +320,8 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         activation = Activation(make_plan, self.config.lora_rank, self.config.lora_alpha / self.config.lora_rank)
         if self.config.feature_layer > (self.config.split_layer or 0):
             decided = past_key_values is not None and past_key_values.plan is not None
-            asked = not decided and number is None and route is None
-            activation.route(self._read(input_ids, mask, packing) if asked else input_ids, self.dtype)
+            reads = not decided and number is None and route is None and router_features is None
+            activation.route(self._read(input_ids, mask, packing) if reads else input_ids, self.dtype)
         if use_cache and past_key_values is None:
             past_key_values = ICLMCache(self.base.config, self.config.split_layer or 0)
         hidden = self._run_decoder(activation, input_ids, mask, packing, past_key_values)
@@ -332,6 +338,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         domain_ids: torch.Tensor | None = None,
         branch_ids: torch.Tensor | None = None,
         prompt_mask: torch.Tensor | None = None,
+        router_features: torch.Tensor | None = None,
         route: torch.Tensor | Route | None = None,
         module: str = "mixture",
         past_key_values: ICLMCache | None = None,
@@ -343,7 +350,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         """Next-token logits, or the five-term loss where labels are given.
 
         Args:
-            input_ids, attention_mask, domain_ids, route, module, past_key_values: see `encode`.
+            input_ids, attention_mask, domain_ids, router_features, route, module, past_key_values: see `encode`.
             labels: [batch, tokens], -100 where nothing is to be learned. The router then reads only the tokens before the
                 first label of each example.
             branch_ids: [batch, tokens], where several examples share a sequence (`iclm.model.packing`); needs labels.
@@ -363,6 +370,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
             packing=packing,
             prompt_mask=prompt_mask,
             domain_ids=domain_ids,
+            router_features=router_features,
             route=route,
             module=module,
             past_key_values=past_key_values,

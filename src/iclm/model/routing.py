@@ -62,12 +62,25 @@ class RoutingMixin:
         prompt_mask: torch.Tensor | None,
         packing: Packing | None,
         domains: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
     ) -> Prompt:
         readable = mask.bool() if prompt_mask is None else prompt_mask.bool() & mask.bool()
         if packing is None:
-            owner = torch.arange(len(input_ids), device=input_ids.device)
-            return Prompt(input_ids, readable, owner, hidden, domains)
-        return Prompt(input_ids, packing.readable(readable), packing.owner, hidden, domains, packing.example_at())
+            owner, example_at = torch.arange(len(input_ids), device=input_ids.device), None
+        else:
+            readable, owner, example_at = packing.readable(readable), packing.owner, packing.example_at()
+        if features is not None:
+            features = self._check_features(features, len(owner))
+        return Prompt(input_ids, readable, owner, hidden, domains, example_at, features)
+
+    def _check_features(self, features: torch.Tensor, examples: int) -> torch.Tensor:
+        """Features that were computed before, in float32; raises `ConfigurationError` unless there is one an example."""
+        if self.config.router_level != "input":
+            raise ConfigurationError("router_features are of whole prompts; with router_level 'token' leave them out")
+        wanted = [examples, self.config.hidden_size]
+        if list(features.shape) != wanted:
+            raise ConfigurationError(f"router_features is {list(features.shape)}; for this batch it must be {wanted}")
+        return features.float()
 
     def _decide(self, route: torch.Tensor | Route | None, prompt: Prompt) -> Route | None:
         if self.router is None:
@@ -111,6 +124,21 @@ class RoutingMixin:
         hidden = self._read(input_ids, attention_mask, packing)
         return self.router.units(self._prompt(input_ids, attention_mask, hidden, prompt_mask, packing))
 
+    def batch_features(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the router decides on for a batch of training examples (keys as for `forward`, on the model's device).
+
+        Raises:
+            ConfigurationError: there is no router, or the batch's own `router_features` are of another shape.
+        """
+        branch_ids, prompt = batch.get("branch_ids"), batch.get("prompt_mask")
+        packing = None if branch_ids is None else Packing.of(branch_ids)
+        given = batch.get("router_features")
+        if given is not None:
+            return self._check_features(given, len(batch["input_ids"] if packing is None else packing.owner))
+        if prompt is None and "labels" in batch:
+            prompt = before_labels(batch["labels"], branch_ids)
+        return self.router_features(batch["input_ids"], batch["attention_mask"], prompt, packing)
+
     @torch.no_grad()
     def route(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, domain_ids: torch.Tensor | None = None
@@ -132,12 +160,7 @@ class RoutingMixin:
         features, domains = [], []
         for given in batches:
             batch = {name: tensor.to(self.device) for name, tensor in given.items()}
-            branch_ids = batch.get("branch_ids")
-            prompt = batch.get("prompt_mask")
-            if prompt is None and "labels" in batch:
-                prompt = before_labels(batch["labels"], branch_ids)
-            packing = None if branch_ids is None else Packing.of(branch_ids)
-            features.append(self.router_features(batch["input_ids"], batch["attention_mask"], prompt, packing))
+            features.append(self.batch_features(batch))
             domains += [batch["domain_ids"]] if "domain_ids" in batch else []
         joined, every = torch.cat(features), -(-sum(map(len, features)) // ROUTER_UNITS)
         known = self.router.level == "input" and sum(map(len, domains)) == len(joined)

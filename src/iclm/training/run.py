@@ -28,6 +28,7 @@ from iclm.evaluation.runs import FINISHED, context_length
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import load_own_state, read_weights
 from iclm.recipe import Recipe, dump_recipe, parse_recipe
+from iclm.training.features import with_features
 from iclm.training.folder import (
     CHECKPOINTS,
     LOG,
@@ -166,8 +167,11 @@ def train(
     model.to(arguments[0].device)
     if recipe.training.compile:
         model.compile_layers()
-    _first_weights(recipe, out, model, place, packs, tokenizer.pad_token_id)
+    _first_weights(recipe, out, model, place)
+    if recipe.training.cache_features:
+        packs = with_features(model, packs, tokenizer.pad_token_id, progress_bar=progress_bar)
     if place.weights is None:
+        _start_router(recipe, model, packs, tokenizer.pad_token_id)
         clear_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / RECIPE, overwrite=True) as stream:
@@ -232,10 +236,8 @@ def _train_stage(trainer: ICLMTrainer, checkpoint: Path | None) -> dict[str, Any
     }
 
 
-def _first_weights(
-    recipe: Recipe, out: Path, model: ICLMForCausalLM, place: Resumption, packs: list[Pack], pad: int
-) -> None:
-    """Give a fresh model the weights that its training begins with; those of a checkpoint are left to the Trainer."""
+def _first_weights(recipe: Recipe, out: Path, model: ICLMForCausalLM, place: Resumption) -> None:
+    """Give a model the weights of where it goes on or starts from; those of a checkpoint are left to the Trainer."""
     if place.weights is not None:
         check_base(model, place.weights)
         if place.checkpoint is None:
@@ -248,6 +250,10 @@ def _first_weights(
                 f"training.start_from {source} lies in --out {out}, which this training would replace"
             )
         start_from(model, source)
+
+
+def _start_router(recipe: Recipe, model: ICLMForCausalLM, packs: list[Pack], pad: int) -> None:
+    """Fit the router to the first training examples, unless it came fitted."""
     if not bool(getattr(model.router, "fitted", False)):
         section = recipe.training
         model.fit_router(router_batches(packs, section.batch_size, recipe.seed, pad, section.router_examples))

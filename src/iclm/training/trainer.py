@@ -67,7 +67,8 @@ class ICLMTrainer(Trainer):
     Args:
         model: in any mode.
         args: the Trainer's arguments; `per_device_train_batch_size` counts examples.
-        train_dataset, eval_dataset: packs.
+        train_dataset, eval_dataset: packs; those of `iclm.training.features.with_features` spare a router above the split
+            its extra pass in every step.
         pad: id of the pad token.
         router_examples: how many examples the router is started from.
         rates: learning rates of aggregator, router and critics.

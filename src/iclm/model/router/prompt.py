@@ -28,6 +28,8 @@ class Prompt:
         domains: true domain of each example, long [examples]; None where it is not known.
         example_at: the example that each token belongs to, long [sequences, tokens], -1 where it is several examples' or
             none's; None where each sequence is one example.
+        features: pooled hidden states of each example, float32 [examples, hidden], where they were computed before;
+            `hidden` is then not read.
     """
 
     tokens: torch.Tensor
@@ -36,6 +38,7 @@ class Prompt:
     hidden: torch.Tensor
     domains: torch.Tensor | None = None
     example_at: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
     @property
     def examples(self) -> int:
@@ -71,7 +74,8 @@ def pool(prompt: Prompt) -> torch.Tensor:
 
 def by_example(prompt: Prompt) -> Units:
     """One unit an example."""
-    return Units(pool(prompt), prompt.tokens.index_select(0, prompt.owner), prompt.mask, prompt.domains)
+    features = pool(prompt) if prompt.features is None else prompt.features
+    return Units(features, prompt.tokens.index_select(0, prompt.owner), prompt.mask, prompt.domains)
 
 
 @dataclass(frozen=True)
