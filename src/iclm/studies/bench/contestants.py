@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from iclm.data.collation import IGNORED
 from iclm.errors import ConfigurationError
 from iclm.model import ICLMConfig, ICLMForCausalLM
 from iclm.model.backbone import anatomy, load_base
@@ -56,7 +57,7 @@ class Workload:
         slice_size = max(1, (vocabulary - 100) // k)
         first = 100 % vocabulary + slice_size * (torch.arange(count) % k)
         ids = (first[:, None] + torch.randint(slice_size, (count, self.tokens), generator=generator)) % vocabulary
-        labels = torch.full_like(ids, -100)
+        labels = torch.full_like(ids, IGNORED)
         labels[:, -LABELLED:] = ids[:, -LABELLED:]
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
@@ -90,15 +91,16 @@ def iclm(workload: Workload, split: float, k: int, compiled: bool = False) -> Co
     """An ICLM of k domain modules whose trunk is this share of the layers."""
     base = load_base(workload.base, workload.dtype)
     layers = anatomy(base).num_layers
-    return _ours(workload, base, compiled, split_layer=round(split * layers), num_domains=k)
+    return ours(workload, base, compiled, split_layer=round(split * layers), num_domains=k)
 
 
 def lora(workload: Workload, compiled: bool = False) -> Contestant:
     """Our plain LoRA on all layers."""
-    return _ours(workload, load_base(workload.base, workload.dtype), compiled, method="lora")
+    return ours(workload, load_base(workload.base, workload.dtype), compiled, method="lora")
 
 
-def _ours(workload: Workload, base: PreTrainedModel, compiled: bool, **settings: Any) -> Contestant:
+def ours(workload: Workload, base: PreTrainedModel, compiled: bool = False, **settings: Any) -> Contestant:
+    """An ICLM, or plain LoRA, on a loaded base, with these settings besides what the workload says."""
     config = ICLMConfig(
         lora_rank=workload.rank,
         lora_alpha=2.0 * workload.rank,

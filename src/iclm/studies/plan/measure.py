@@ -1,0 +1,192 @@
+"""What a layer costs: real training steps of models of a few layers, from which those of many follow.
+
+    seconds, bytes, operations of a step  =  constant + trunk layers * per trunk layer + adapted layers * per adapted layer
+
+Models of one and three layers of each kind have the widths, the vocabulary and the code path of the planned training, so
+that no coefficient is guessed. Memory is what live tensors hold, counted as they come and go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+from weakref import WeakKeyDictionary, finalize
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from iclm.model.backbone import freeze
+from iclm.studies.bench.contestants import Contestant, Workload, ours
+from iclm.studies.bench.timing import now
+from iclm.studies.plan.bases import build, first_layers, shallow
+
+WARM_UP = 2  # rounds
+FEW, MORE = 1, 3  # layers of a kind in the models that are measured
+BUDGET = 6.0  # seconds that a measured step may take; a smaller batch is measured where it would take longer
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes that tensors hold while it is active; `peak` is the most at any time.
+
+    Every storage counts once, however many tensors look at it, from the operation that makes it until it is freed.
+    """
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self._seen: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+        self.live = self.peak = 0
+        for tensor in known:
+            self._add(tensor)
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen[storage] = True
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it returns."""
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self._add(leaf)
+        return out
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training step costs.
+
+    Attributes:
+        seconds: median; None where it was not timed.
+        bytes: the most that tensors hold.
+        flops: floating-point operations of matrix products and attention kernels.
+    """
+
+    seconds: float | None
+    bytes: float
+    flops: float
+
+    def __add__(self, other: Cost) -> Cost:
+        seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
+        return Cost(seconds, self.bytes + other.bytes, self.flops + other.flops)
+
+    def __mul__(self, factor: float) -> Cost:
+        seconds = None if self.seconds is None else self.seconds * factor
+        return Cost(seconds, self.bytes * factor, self.flops * factor)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Cost of a step by the numbers of layers."""
+
+    constant: Cost
+    trunk: Cost
+    adapted: Cost
+
+    def at(self, trunk: int, adapted: int) -> Cost:
+        """Cost of a model of so many layers."""
+        return self.constant + self.trunk * trunk + self.adapted * adapted
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained.
+
+    Attributes:
+        settings: of the ICLM, besides the split and what the workload says: `method`, `num_domains`, `active_domains`.
+        checkpointing: activations of adapted layers are computed anew in the backward pass.
+    """
+
+    settings: dict[str, Any]
+    checkpointing: bool = False
+
+
+def line(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    workload: Workload,
+    trained: Trained,
+    *,
+    has_trunk: bool,
+    rounds: int,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Line:
+    """Measure models of a few layers, which take turns and share the weights of their bases.
+
+    Args:
+        has_trunk: whether the planned model has layers below the split.
+        rounds: steps of each that are timed, after two that are not; 0 measures memory and operations alone.
+        tick: called after each round, and after each model's memory.
+    """
+    points = points_of(has_trunk)
+    deepest = build(shallow(config, max(map(sum, points))), dtype)
+    field = {point: make(freeze(first_layers(deepest, sum(point))), workload, trained, point[0]) for point in points}
+    seconds: dict[tuple[int, int], list[float]] = {point: [] for point in points}
+    for number in range(WARM_UP + rounds if rounds else 1):
+        for point, contestant in field.items():
+            started = now()
+            contestant.step()
+            if number >= WARM_UP:
+                seconds[point].append(now() - started)
+        tick(1)
+    costs = {}
+    for point in points:
+        costs[point] = _cost(field.pop(point), seconds[point])
+        tick(1)
+    return through(costs)
+
+
+def points_of(has_trunk: bool) -> list[tuple[int, int]]:
+    """(trunk layers, adapted layers) of the models that are measured."""
+    first = FEW if has_trunk else 0
+    return [(first, FEW), (first, MORE), *([(MORE, FEW)] if has_trunk else [])]
+
+
+def through(costs: dict[tuple[int, int], Cost]) -> Line:
+    """The line through the costs at `points_of`."""
+    (first, _), origin = next(iter(costs.items()))
+    per_adapted = (costs[first, MORE] + origin * -1) * (1 / (MORE - FEW))
+    per_trunk = (costs[MORE, FEW] + origin * -1) * (1 / (MORE - FEW)) if first else Cost(0.0, 0.0, 0.0)
+    return Line(origin + per_adapted * -FEW + per_trunk * -first, per_trunk, per_adapted)
+
+
+def make(base: PreTrainedModel, workload: Workload, trained: Trained, trunk: int) -> Contestant:
+    """A contestant on a frozen base with so many layers below the split."""
+    found = ours(workload, base, split_layer=trunk, **trained.settings)
+    if trained.checkpointing:
+        found.model.activation_checkpointing_enable()
+    return found
+
+
+def _cost(contestant: Contestant, seconds: list[float]) -> Cost:
+    """Cost of a step of a contestant that has its optimizer's state."""
+    optimizer = contestant.trainer.optimizer
+    assert optimizer is not None
+    tensors = [*contestant.model.parameters(), *contestant.model.buffers(), *contestant.batch.values()]
+    tensors += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    with LiveMemory(tensors) as memory, FlopCounterMode(display=False) as flops:
+        contestant.step()
+    return Cost(median(seconds) if seconds else None, float(memory.peak), float(flops.get_total_flops()))
+
+
+def affordable(config: PreTrainedConfig, dtype: torch.dtype, workload: Workload, trained: Trained) -> int:
+    """The largest batch, at most the planned one, whose measured steps stay within the budget."""
+    contestant = make(freeze(build(shallow(config, FEW), dtype)), replace(workload, batch=1), trained, 0)
+    contestant.step()
+    started = now()
+    contestant.step()
+    seconds = (now() - started) * (MORE + FEW)
+    return max(1, min(workload.batch, int(BUDGET / max(seconds, 1e-9))))
