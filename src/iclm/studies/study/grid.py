@@ -153,6 +153,8 @@ def _job(study: StudyRecipe, method: str, data: str, seed: int, trial: int | Non
         "evaluate": [source.model_dump(mode="json") for source in _evaluated(study, data, trial)],
         "split": "test" if trial is None else "val",
     }
+    if study.methods[method].strategy is not None:
+        spec["strategy"] = study.methods[method].strategy
     return Job(method, data, seed, trial, tuple(sorted(chosen.items())), spec)
 
 
