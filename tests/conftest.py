@@ -213,3 +213,115 @@ def parameters_of():
         return {name: p for name, p in model.named_parameters() if name.endswith(ends)}
 
     return find
+
+
+@pytest.fixture(scope="session")
+def make_collected():
+    """Finished jobs made by hand: `make_collected({"lora": {"mixture": 0.5}, ...}, seeds=(0, 1, 2))`.
+
+    ACRE IID and Sys in two formats, so many problems of four questions each, one of every kind. A number is the accuracy of a
+    module; a list of them one for each kind. `lines` changes what the jobs of a method say of themselves.
+    """
+    import numpy as np
+
+    from iclm.studies.study.results import Collected, FinishedJob
+    from iclm.studies.study.rows import bits
+
+    kinds = ("direct", "indirect", "potential", "screen_off")
+    sources = [(regime, form) for regime in ("IID", "Sys") for form in ("symbolic", "text")]
+
+    def make(methods, seeds=(0, 1, 2), problems=12, lines=None, strict=False, data="acre"):
+        n = 4 * problems
+        evaluate = [
+            {"acre": regime, "format": form, "split": "test", "seed": 0, "problems": problems, "domain": None}
+            for regime, form in sources
+        ]
+        marks = {kind: bits([i % 4 == at for i in range(n)]) for at, kind in enumerate(kinds)}
+        jobs = []
+        for seed in seeds:
+            for number, (method, modules) in enumerate(methods.items()):
+                changes = (lines or {}).get(method, {})
+                if seed not in changes.get("seeds", seeds):
+                    continue
+                line = {
+                    "id": f"{data}-{method}-{seed}",
+                    "name": f"{data}/{method}/seed-{seed}",
+                    "method": method,
+                    "kind": changes.get("kind", "trained"),
+                    "data": data,
+                    "seed": seed,
+                    "trial": None,
+                    "shots": 0,
+                    "device": "cpu",
+                    "processor": "x86_64",
+                    "threads": 2,
+                    "dtype": "float32",
+                    "train_seconds": 10.0 + number + seed / 10,
+                    "total_seconds": 20.0,
+                    "versions": {"iclm": "0.1.0", "python": "3.12"},
+                    "recipe": {"base": "tiny", "training": {"learning_rate": 0.001}},
+                    "evaluate": evaluate,
+                    "chosen": changes.get("chosen", {}),
+                    "reference": "lora",
+                    "tuned_as": changes.get("tuned_as"),
+                }
+                rows = []
+                for source, (regime, form) in enumerate(sources):
+                    for place, (module, accuracy) in enumerate(modules.items()):
+                        draws = np.random.default_rng([seed, number, source, place]).random(n)
+                        right = draws < np.resize(accuracy, n)
+                        of_kind = {k: [int(right[at::4].sum()), problems] for at, k in enumerate(kinds)}
+                        rows.append(
+                            {
+                                "method": method,
+                                "seed": seed,
+                                "trial": None,
+                                "split": "test",
+                                "train_set": data,
+                                "job": line["id"],
+                                "device": "cpu",
+                                "seconds": line["train_seconds"],
+                                "examples": 24,
+                                "trainable": 1000,
+                                "module": module,
+                                "source": source,
+                                "test_set": f"ACRE {regime}",
+                                "shifted": regime != "IID",
+                                "format": form,
+                                "strict": strict,
+                                "majority": 0.4,
+                                "problems": 4,
+                                "n": n,
+                                "correct": int(right.sum()),
+                                "by_kind": of_kind,
+                                "answers": bits(right.tolist()),
+                            }
+                        )
+                jobs.append(FinishedJob(line, rows, [marks] * len(sources)))
+        return Collected(jobs)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def collected(make_collected):
+    """Finished jobs of a study with a base, plain LoRA, an ICLM with its modules, an ablation of it, and a shallow rule."""
+    modules = {"mixture": 0.8, "invariant": 0.7, "domain_0": 0.5, "domain_1": 0.6, "oracle": 0.8}
+    methods = {
+        "base": {"mixture": 0.4},
+        "lora": {"mixture": 0.6},
+        "iclm": modules,
+        "iclm-no-mi": {**modules, "mixture": 0.75},
+        "shallow": {"strategy": [1.0, 0.0, 1.0, 1.0]},
+    }
+    chosen = {"training.learning_rate": 0.001}
+    lines = {
+        "base": {"kind": "base", "seeds": [0]},
+        "lora": {"chosen": chosen},
+        "iclm": {"chosen": chosen},
+        "iclm-no-mi": {"chosen": chosen, "tuned_as": "iclm"},
+        "shallow": {"kind": "strategy"},
+    }
+    found = make_collected(methods, lines=lines)
+    found.not_run["acre/iclm/seed-3"] = "not run"
+    return found

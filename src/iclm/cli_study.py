@@ -12,7 +12,6 @@ from rich.live import Live
 from typer.core import TyperGroup
 
 from iclm.cli_shared import Json, Overwrite, note, print_json, quiet_libraries, stdout
-from iclm.errors import ConfigurationError
 
 
 class _RunByDefault(TyperGroup):
@@ -44,10 +43,10 @@ def run(
 ) -> None:
     """Do what is missing of a study.
 
-    Example: iclm study recipes/study.yaml --out runs/study --only acre/lora
+    Example: iclm study recipes/studies/ood.yaml --out runs/study --only acre/lora
     """
     quiet_libraries()
-    from iclm.report.study import progress_line, progress_table
+    from iclm.report.study_progress import progress_lines, progress_table
     from iclm.studies.study.recipe import load_study
     from iclm.studies.study.runner import Study, parse_shard
 
@@ -56,18 +55,14 @@ def run(
     shown: set[str] = set()
 
     def report(state: Any) -> None:
-        if live is not None:
-            live.update(progress_table(state, jobs))
-            return
-        for line in progress_line(state, jobs, shown):
+        for line in progress_lines(state, jobs, shown):
             note(line)
 
-    live: Live | None = None
     if plan:
         state = study.state
     elif console.is_terminal:
-        with Live(progress_table(study.state, jobs), console=console) as live:
-            state = study.run(at_once=jobs, report=report)
+        with Live(get_renderable=lambda: progress_table(study.state, jobs), console=console, refresh_per_second=1):
+            state = study.run(at_once=jobs)
     else:
         state = study.run(at_once=jobs, report=report)
     summary = {
@@ -90,27 +85,51 @@ def run(
 
 @app.command()
 def report(
-    studies: Annotated[list[Path], typer.Argument(help="Folders of studies; shards of one study are taken together.")],
-    out: Annotated[Path, typer.Option(help="Folder for results.jsonl, jobs.jsonl, tables.md and plots.")],
-    reference: Annotated[str, typer.Option(help="The method that others are compared with.")] = "lora",
+    studies: Annotated[
+        list[Path], typer.Argument(help="Folders of studies or of a report; parts of one study are taken together.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results.jsonl, jobs.jsonl, comparisons.json, tables.md and plots.")
+    ] = None,
+    write: Annotated[
+        list[Path] | None,
+        typer.Option(help="Markdown file whose blocks <!-- study: NAME --> ... <!-- /study --> become the tables."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The method that others are compared with; default: that of the study.")
+    ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap.")] = 10_000,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Collect the results of studies, compare the methods, and write tables and plots.
 
-    Example: iclm study report runs/study --out results/study
+    STUDIES are folders of `iclm study`, or one that this command wrote: tables can be made from that alone.
+
+    Example: iclm study report runs/study --out results/study --write docs/results.md
     """
     quiet_libraries()
-    from iclm.report.study import study_tables, write_report
-    from iclm.studies.study.runner import collect
+    from iclm.report.study import check_blocks, check_out, write_blocks, write_report
+    from iclm.report.study_tables import grids, not_run_line
+    from iclm.studies.study.groups import summarise
+    from iclm.studies.study.results import collect
 
-    if out.exists() and not out.is_dir():
-        raise ConfigurationError(f"{out} is a file; --out names a folder")
-    found = write_report(collect(studies), out, reference=reference, resamples=resamples, overwrite=overwrite)
+    found = collect(studies)
+    if out is not None:
+        check_out(found, out, overwrite=overwrite)
+    summary = summarise(found, reference=reference, resamples=resamples)
+    check_blocks(summary, write or ())
+    if out is not None:
+        write_report(found, summary, out, overwrite=overwrite)
+        note(f"written to {out}")
+    write_blocks(summary, write or ())
+    for path in write or ():
+        note(f"tables written into {path}")
+    if summary["left_out"]:
+        note(f"left out, done with other settings than those of the study: {', '.join(summary['left_out'])}")
     if as_json:
-        print_json(found)
+        print_json(summary)
         return
-    for table in study_tables(found):
-        stdout().print(table)
-    note(f"written to {out}")
+    for grid in grids(summary):
+        stdout().print(grid.terminal())
+    print(not_run_line(summary), end="")

@@ -10,6 +10,8 @@ import yaml
 from iclm.errors import ConfigurationError
 from iclm.studies.study import grid, job, runner
 from iclm.studies.study.recipe import Range, StudyRecipe, load_study
+from iclm.studies.study.results import collect
+from iclm.studies.study.rows import bits, from_bits
 
 
 @pytest.fixture
@@ -157,14 +159,14 @@ def test_draws_stay_in_their_ranges_and_more_of_them_leave_the_first_as_they_are
 
 def test_bits_come_back():
     right = np.random.default_rng(0).random(37) < 0.5
-    assert (job.from_bits(job.bits(right.tolist()), 37) == right).all()
+    assert (from_bits(bits(right.tolist()), 37) == right).all()
 
 
 def test_a_study_is_run_once_and_its_rows_say_what_they_are_of(values, tmp_path):
     study = study_of(values, grid=[{"methods": ["base", "iclm"], "seeds": [3]}])
     state = runner.Study(study, tmp_path / "s").run()
     assert sorted(state.done) == ["acre/base", "acre/iclm/seed-3"] and not state.failed
-    found = {spec["method"]: rows for spec, _, rows in runner.collect([tmp_path / "s"])}
+    found = {done.line["method"]: done.rows for done in collect([tmp_path / "s"]).jobs}
     assert {row["module"] for row in found["iclm"]} == {"mixture", "invariant", "domain_0", "domain_1", "oracle"}
     sets = [(row["test_set"], row["format"], row["shifted"]) for row in found["base"]]
     expected = [
@@ -173,7 +175,7 @@ def test_a_study_is_run_once_and_its_rows_say_what_they_are_of(values, tmp_path)
     assert sets == expected
     for row in found["iclm"]:
         assert row["n"] == 8 == sum(n for _, n in row["by_kind"].values())
-        assert job.from_bits(row["answers"], 8).sum() == row["correct"] == sum(c for c, _ in row["by_kind"].values())
+        assert from_bits(row["answers"], 8).sum() == row["correct"] == sum(c for c, _ in row["by_kind"].values())
         assert (row["train_set"], row["seed"], row["split"], row["strict"]) == ("acre", 3, "test", False)
         assert row["trainable"] > 0 and row["examples"] == 24 and row["problems"] == 4
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
@@ -251,12 +253,32 @@ def test_shots_are_solved_training_examples_of_the_same_domain(values):
         ({"search": {**SEARCH, "seed": 1}}, r"grid\.0\.seeds holds 1, the seed of the search"),
         ({"methods": {"lora": {"tuned_as": "x"}}, "grid": [{"methods": ["lora"], "seeds": [0]}]}, "tuned_as is 'x'"),
         ({"methods": {"lora": {"kind": "base", "model": {"lora_rank": 2}}}}, "untouched base takes no model"),
+        ({"methods": {"lora": {"kind": "strategy"}}}, "belong together"),
+        ({"methods": {"lora": {"strategy": "majority"}}}, "belong together"),
+        (
+            {"methods": {"lora": {"kind": "strategy", "strategy": "x"}}},
+            "strategy is 'x'; known are majority, .*shallow rule",
+        ),
+        (
+            {"methods": {"lora": {"kind": "strategy", "strategy": "majority", "tuned_as": "lora"}}},
+            "a cheap strategy takes no",
+        ),
+        (
+            {
+                "methods": {"b": {"kind": "base"}, "lora": {"tuned_as": "b"}},
+                "grid": [{"methods": ["lora"], "seeds": [0]}],
+            },
+            "name a method with tries of its own",
+        ),
         ({"reference": "x"}, "reference is 'x'"),
         ({"methods": {"lora": {"modle": {}}}}, r"methods\.lora\.modle is not a recipe key; did you mean model\?"),
         ({"search": {**SEARCH, "space": {"training.learning_rate": {"low": 2, "high": 1}}}}, "low must be below high"),
         ({"seeds": [1]}, "seeds is not a recipe key"),
     ],
-    ids=["method", "data", "seed", "tuned_as", "base", "reference", "typo", "range", "section"],
+    ids=[
+        *("method", "data", "seed", "tuned_as", "base", "no_strategy", "no_kind", "strategy", "tuned", "untunable"),
+        *("reference", "typo", "range", "section"),
+    ],
 )
 def test_faults_of_a_recipe_are_named(values, tmp_path, change, message):
     path = tmp_path / "study.yaml"

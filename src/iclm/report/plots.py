@@ -56,7 +56,7 @@ def _drawn(section: dict[str, Any], draw: Any) -> Any:
     return draw(section) if section["measured"] else None
 
 
-def _figure(width: float, height: float) -> Any:
+def empty_figure(width: float, height: float) -> Any:
     """An empty figure of so many inches that the Agg renderer draws."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -109,7 +109,7 @@ def plot_routing(section: dict[str, Any]) -> Any:
     codes = len(section[sides[0]]["usage"])
     least = 3.6 / len(sides)
     widths = [_extent(len(section[side]["table"]["domains"]), 0.72, least) for side in sides]
-    figure = _figure(sum(widths) + 2.6 + len(sides) - 1, _extent(codes, 0.45, 0.9) + 2.2)
+    figure = empty_figure(sum(widths) + 2.6 + len(sides) - 1, _extent(codes, 0.45, 0.9) + 2.2)
     panels = figure.subplots(1, len(sides), squeeze=False, width_ratios=widths)[0]
     for axes, side, width in zip(panels, sides, widths, strict=True):
         found = section[side]
@@ -135,7 +135,7 @@ def plot_features(section: dict[str, Any]) -> Any:
     from matplotlib.patheffects import withStroke
 
     names = list(dict.fromkeys(section["domain"]))
-    figure = _figure(7.8, max(5.2, 1.2 + 0.22 * len(names)))
+    figure = empty_figure(7.8, max(5.2, 1.2 + 0.22 * len(names)))
     axes = figure.subplots()
     for number, name in enumerate(names):
         colour, mark = COLOURS[number % len(COLOURS)], MARKS[number // len(COLOURS) % len(MARKS)]
@@ -194,7 +194,7 @@ def plot_training(section: dict[str, Any]) -> Any:
     if "router_error" not in curves and "loss_router" in curves:
         singles["loss_router"] = "router's own loss"
     panels += [(label, {key: ""}) for key, label in singles.items() if key in curves]
-    figure = _figure(7.6, 1.2 + 1.5 * len(panels))
+    figure = empty_figure(7.6, 1.2 + 1.5 * len(panels))
     for number, (axes, (label, keys)) in enumerate(
         zip(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels, strict=True)
     ):
@@ -225,7 +225,7 @@ def plot_swap(section: dict[str, Any]) -> Any:
     values = [[_value(cell) for cell in row["accuracy"]] for row in rows]
     texts = [["–" if math.isnan(value) else f"{value:.2f}" for value in line] for line in values]
     width = _extent(len(names), 0.75, 2.2)
-    figure = _figure(width + 3.4, _extent(len(names), 0.6, 1.4) + 1.8)
+    figure = empty_figure(width + 3.4, _extent(len(names), 0.6, 1.4) + 1.8)
     axes = figure.subplots()
     image = _heat_map(axes, values, texts, 1.0)
     _ticks(axes, names, [f"{row['source']} (n = {row['n']})" for row in rows], width)
@@ -245,7 +245,7 @@ def _value(cell: dict[str, Any]) -> float:
 def plot_accuracy(section: dict[str, Any]) -> Any:
     """Accuracy of every module, and of the base, on both sides with 95% intervals."""
     rows = section["modules"]
-    figure = _figure(7.6, 1.9 + 0.42 * len(rows))
+    figure = empty_figure(7.6, 1.9 + 0.42 * len(rows))
     axes = figure.subplots()
     for side, colour, mark, shift in (("iid", COLOURS[0], "o", -0.14), ("ood", COLOURS[5], "s", 0.14)):
         found = [(place + shift, row[side]["overall"]) for place, row in enumerate(rows) if row[side] is not None]

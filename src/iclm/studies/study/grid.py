@@ -115,10 +115,8 @@ def draws(space: Mapping[str, Range], seed: int, count: int) -> list[dict[str, A
     as they are.
     """
     names = sorted(space)
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="The balance properties of Sobol"
-        )  # of counts that are no power of two
+    with warnings.catch_warnings():  # it warns of counts that are no power of two
+        warnings.filterwarnings("ignore", message="The balance properties of Sobol")
         points = qmc.Sobol(len(names), scramble=True, seed=np.random.default_rng(seed)).random(count)
     return [{name: _value(space[name], float(at)) for name, at in zip(names, point, strict=True)} for point in points]
 
@@ -170,6 +168,8 @@ def _job(
         "evaluate": [source.model_dump(mode="json") for source in _evaluated(study, data, trial)],
         "split": "test" if trial is None else "val",
     }
+    if study.methods[method].strategy is not None:
+        spec["strategy"] = study.methods[method].strategy
     return Job(method, data, seed, trial, tuple(sorted(chosen.items())), spec)
 
 

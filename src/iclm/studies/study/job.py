@@ -3,7 +3,7 @@
 FOLDER/job.json      what it is given (`iclm.studies.study.grid`)
 FOLDER/run/          the run folder of its training
 FOLDER/rows.jsonl    a line a module and evaluated source
-FOLDER/done.json     seconds, versions and device; written last, so that a folder that holds it is whole
+FOLDER/done.json     seconds, versions, device, kinds of the questions; written last: a folder that holds it is whole
 FOLDER/failed.json   in place of it, where the job failed; gone when it is started again
 
     python -m iclm.studies.study.job FOLDER
@@ -28,18 +28,19 @@ import torch
 import transformers
 from filelock import FileLock, Timeout
 
-from iclm.data.collation import EncodedExample, by_group, encode
+from iclm.data.collation import EncodedExample, encode
 from iclm.data.example import Example, Message
 from iclm.data.files import atomic_write
 from iclm.data.loading import domain_numbers, read_source, read_sources
 from iclm.errors import CheckpointError, ConfigurationError, ICLMError
 from iclm.evaluation.evaluate import evaluate_choices
-from iclm.evaluation.metrics import majority_baseline
 from iclm.evaluation.runs import FINISHED, context_length, load_run
 from iclm.evaluation.scoring import score
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import read_json
 from iclm.recipe import DataSource, Recipe, parse_recipe
+from iclm.studies.study.rows import Outcome, about, bits, kinds_of
+from iclm.studies.study.strategy import run_strategy
 from iclm.training.folder import RECIPE
 from iclm.training.run import device_name, train
 from iclm.version import __version__
@@ -66,46 +67,63 @@ def run_job(folder: Path) -> dict[str, Any]:
         started = time.perf_counter()
         recipe = parse_recipe(spec["recipe"], str(folder / SPEC))
         sources = [DataSource.model_validate(values) for values in spec["evaluate"]]
-        tokenizer = load_tokenizer(recipe.base)
-        if spec["kind"] == "base":
-            model = ICLMForCausalLM.from_base(recipe.base, ICLMConfig(method="lora"), dtype=recipe.dtype)
-            model.to("cuda" if torch.cuda.is_available() else "cpu")
-            domains = domain_numbers(read_sources(recipe.data.train))
-            record: dict[str, Any] = {"train_seconds": 0.0, "examples_seen": 0, "trainable_parameters": 0}
+        if spec["kind"] == "strategy":
+            outcome = run_strategy(spec["strategy"], recipe, sources)
         else:
-            model, record = _trained(recipe, folder / RUN)
-            domains = {name: number for number, name in enumerate(record["domains"])}
-        rows = evaluate_job(model.eval(), tokenizer, recipe, sources, domains, shots=spec["shots"])
-        device = device_name(model.device)
+            outcome = _run_model(spec, recipe, sources, folder / RUN)
         known = {
             **{name: spec[name] for name in ("method", "seed", "trial", "split")},
             "train_set": spec["data"],
             "job": folder.name,
-            "device": device,
-            "seconds": record["train_seconds"],
-            "examples": record["examples_seen"],
-            "trainable": record["trainable_parameters"],
+            "device": outcome.device,
+            "seconds": outcome.seconds,
+            "examples": outcome.examples,
+            "trainable": outcome.trainable,
         }
         with atomic_write(folder / ROWS, overwrite=True) as stream:
-            stream.writelines(json.dumps({**known, **row}) + "\n" for row in rows)
+            stream.writelines(json.dumps({**known, **row}) + "\n" for row in outcome.rows)
         done = {
             "name": spec["data"] + "/" + spec["method"],
-            "train_seconds": record["train_seconds"],
+            "train_seconds": outcome.seconds,
             "total_seconds": round(time.perf_counter() - started, 1),
-            "device": device,
+            "device": outcome.device,
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": outcome.dtype,
             "versions": {
                 "iclm": __version__,
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
                 "python": platform.python_version(),
             },
+            "questions": outcome.questions,
         }
         with atomic_write(folder / DONE, overwrite=True) as stream:
             json.dump(done, stream, indent=2)
         return done
+
+
+def _run_model(spec: dict[str, Any], recipe: Recipe, sources: Sequence[DataSource], out: Path) -> Outcome:
+    """Train a model, or take the untouched base, and ask it."""
+    tokenizer = load_tokenizer(recipe.base)
+    if spec["kind"] == "base":
+        model = ICLMForCausalLM.from_base(recipe.base, ICLMConfig(method="lora"), dtype=recipe.dtype)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        domains = domain_numbers(read_sources(recipe.data.train))
+        record: dict[str, Any] = {"train_seconds": 0.0, "examples_seen": 0, "trainable_parameters": 0}
+    else:
+        model, record = _trained(recipe, out)
+        domains = {name: number for number, name in enumerate(record["domains"])}
+    rows, questions = evaluate_job(model.eval(), tokenizer, recipe, sources, domains, shots=spec["shots"])
+    return Outcome(
+        rows,
+        questions,
+        seconds=record["train_seconds"],
+        examples=record["examples_seen"],
+        trainable=record["trainable_parameters"],
+        device=device_name(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
 
 
 def _trained(recipe: Recipe, out: Path) -> tuple[ICLMForCausalLM, dict[str, Any]]:
@@ -130,7 +148,7 @@ def evaluate_job(
     domains: dict[str, int],
     *,
     shots: int = 0,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Accuracy of every module on every source.
 
     Args:
@@ -138,68 +156,36 @@ def evaluate_job(
         shots: solved training examples of the same domain before each question.
 
     Returns:
-        One row a source and module: `module`, `test_set`, `shifted`, `format`, `strict`, `n`, `correct`, `by_kind` (for each
-        type of question [correct, n]), `majority`, `problems` (how many questions each problem has, in their order; one
-        number where all have as many), `answers` (a bit for each question, set where it was answered right, first
-        question first, as hexadecimal digits), and where a router chose `routes`, how often each domain module was chosen.
+        One row a source and module: what `iclm.studies.study.rows.about` says of the source, `module`, `n`, `correct`,
+        `by_kind` (for each type of question [correct, n]), `answers` (a bit for each question, set where it was answered
+        right, first question first, as hexadecimal digits), and where a router chose `routes`, how often each domain module
+        was chosen. And for each source which questions are of which kind (`iclm.studies.study.rows.kinds_of`).
     """
-    trained = {train_name(source) for source in recipe.data.train}
     modules = list(model.config.module_names)
     if model.config.num_domains >= len(domains) > 0 and "mixture" in modules:
         modules.append("oracle")
     demonstrations = read_sources(recipe.data.train) if shots else []
     rows: list[dict[str, Any]] = []
-    for source in sources:
-        found = read_source(source)
-        if shots:
-            found = with_shots(found, demonstrations, shots, recipe.seed)
+    questions = []
+    for number, source in enumerate(sources):
+        asked = read_source(source)
+        found = with_shots(asked, demonstrations, shots, recipe.seed) if shots else asked
         examples = encode(found, tokenizer, domains=domains, max_tokens=context_length(model))
-        asked = [name for name in modules if name != "oracle" or _known(examples)]
-        scores = score(model, examples, modules=asked, pad=tokenizer.pad_token_id)
-        fixed: dict[str, Any] = {
-            "test_set": train_name(source),
-            "shifted": train_name(source) not in trained if source.shifted is None else source.shifted,
-            "format": source.format,
-            "strict": source.objects == "strict",
-            "majority": majority_baseline(item.example.answer for item in examples).value,
-            "problems": problem_sizes(examples),
-        }
+        names = [name for name in modules if name != "oracle" or _known(examples)]
+        scores = score(model, examples, modules=names, pad=tokenizer.pad_token_id)
+        fixed = about(number, source, asked, recipe.data.train)
+        questions.append(kinds_of(asked))
         if len(scores.routes) and (scores.routes >= 0).all():
             fixed["routes"] = np.bincount(scores.routes, minlength=model.config.num_domains).tolist()
         for result in evaluate_choices(scores, examples):
             kinds = {kind: [part.correct, part.n] for kind, part in result.by_kind.items()}
             counts = {"n": result.overall.n, "correct": result.overall.correct, "by_kind": kinds}
             rows.append({"module": result.module, **fixed, **counts, "answers": bits(result.correct)})
-    return rows
+    return rows, questions
 
 
 def _known(examples: Sequence[EncodedExample]) -> bool:
     return all(item.domain >= 0 for item in examples)
-
-
-def problem_sizes(examples: Sequence[EncodedExample]) -> int | list[int]:
-    """Number of questions of each problem, in their order; one number where all have as many."""
-    sizes = [len(group) for group in by_group(examples)]
-    return sizes[0] if len(set(sizes)) == 1 else sizes
-
-
-def train_name(source: DataSource) -> str:
-    """Name of the data that a source holds, whatever its split: "ACRE Comp", "RAVEN center_single" or the file's name."""
-    if source.acre is not None:
-        return f"ACRE {source.acre}"
-    if source.raven is not None:
-        return f"RAVEN {source.raven}"
-    return source.file.stem if source.file is not None else str(source.dataset)
-
-
-def bits(correct: Sequence[bool]) -> str:
-    """Hexadecimal digits of a bit for each question, the last byte filled up with zeros."""
-    return np.packbits(np.array(correct, dtype=bool)).tobytes().hex()
-
-
-def from_bits(answers: str, n: int) -> np.ndarray:
-    """What `bits` was given, bool [n]."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(answers), dtype=np.uint8), count=n).astype(bool)
 
 
 def with_shots(found: Sequence[Example], train: Sequence[Example], shots: int, seed: int) -> list[Example]:

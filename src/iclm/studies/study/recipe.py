@@ -11,6 +11,7 @@
       lora: {method: lora}
       iclm: {}
       iclm-no-mi: {model: {mi_weight: 0.0}, tuned_as: iclm}
+      shallow: {kind: strategy, strategy: shallow rule}
     search: {tries: 4, space: {training.learning_rate: {low: 2.0e-4, high: 2.0e-3, log: true}}}
     grid:
       - {methods: [lora, iclm], seeds: [0, 1, 2]}
@@ -50,8 +51,10 @@ class DataSet(Section):
 class Method(Section):
     """One method: what it changes of the shared recipe."""
 
-    kind: Literal["trained", "base"] = "trained"
-    """trained, or base: the untouched base model."""
+    kind: Literal["trained", "base", "strategy"] = "trained"
+    """trained; base: the untouched base model; or strategy: a cheap strategy that answers without a model."""
+    strategy: str | None = None
+    """Name of the cheap strategy (strategy only): one of `iclm data audit`, such as majority, or shallow rule (of ACRE)."""
     method: Literal["iclm", "lora"] = "iclm"
     """Of the training recipe."""
     model: dict[str, Any] = Field(default_factory=dict)
@@ -65,10 +68,18 @@ class Method(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Method:
-        if self.kind == "base" and (self.model or self.training or self.tuned_as):
-            raise ValueError("the untouched base takes no model or training settings and no tuned_as")
+        if self.kind != "trained" and (self.model or self.training or self.tuned_as):
+            what = "the untouched base" if self.kind == "base" else "a cheap strategy"
+            raise ValueError(f"{what} takes no model or training settings and no tuned_as")
         if self.kind != "base" and self.shots:
             raise ValueError("shots are for kind: base")
+        if (self.kind == "strategy") != (self.strategy is not None):
+            raise ValueError("kind: strategy and strategy, the name of one, belong together")
+        if self.strategy is not None:
+            from iclm.data.audit.strategies import BY_NAME  # scikit-learn comes with it
+
+            if self.strategy not in BY_NAME:
+                raise ValueError(f"strategy is {self.strategy!r}; known are {', '.join(BY_NAME)}")
         return self
 
 
@@ -157,7 +168,10 @@ class StudyRecipe(Section):
                 )
         for name, method in self.methods.items():
             other = method.tuned_as
-            if other is not None and (other not in self.methods or self.methods[other].tuned_as is not None):
+            if other is None:
+                continue
+            tuned = self.methods.get(other)
+            if tuned is None or tuned.tuned_as is not None or tuned.kind != "trained":
                 raise ValueError(f"methods.{name}.tuned_as is {other!r}; name a method with tries of its own")
         if self.reference not in self.methods:
             raise ValueError(f"reference is {self.reference!r}; known are {', '.join(self.methods)}")
@@ -185,7 +199,7 @@ def load_study(path: str | Path) -> StudyRecipe:
 
 def merged(*parts: dict[str, Any]) -> dict[str, Any]:
     """Mappings laid over each other; later ones win, sections merge."""
-    found: dict[str, Any] = Field(default_factory=dict)
+    found: dict[str, Any] = {}
     for part in parts:
         found = merge(found, part)
     return found

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -241,20 +241,3 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (slash and part.isdecimal() and parts.isdecimal()):
         raise ConfigurationError(f"shard is {text!r}; write it as 1/4, the first of four parts")
     return int(part), int(parts)
-
-
-def collect(folders: Iterable[Path]) -> list[tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]]:
-    """What is given, what done.json says, and the rows of all finished jobs of some studies; a job found twice counts once.
-
-    Raises:
-        ConfigurationError: a folder that holds no study.
-        CheckpointError: a damaged job.
-    """
-    found: dict[str, Any] = {}
-    for out in folders:
-        if not (out / JOBS).is_dir():
-            raise ConfigurationError(f"{out} holds no study: there is no folder {JOBS} in it")
-        for folder in sorted((out / JOBS).glob("*/")):
-            if (folder / DONE).is_file():
-                found.setdefault(folder.name, (read_json(folder / SPEC), read_json(folder / DONE), read_rows(folder)))
-    return [found[name] for name in sorted(found)]

@@ -5,6 +5,7 @@ from iclm.data.audit.strategies.choices import ChoicesAlike, ChoicesLearned
 from iclm.data.audit.strategies.constant import Majority, Position
 from iclm.data.audit.strategies.items import FirstItem, LastItem, LastToken, OneItem
 from iclm.data.audit.strategies.ngrams import PromptNgrams, QueryOnly
+from iclm.data.audit.strategies.shallow import ShallowRule
 
 STRATEGIES: tuple[type[Strategy], ...] = (
     Majority,
@@ -20,7 +21,12 @@ STRATEGIES: tuple[type[Strategy], ...] = (
 )
 """All strategies, in the order that they are reported in; a control stands before what it controls."""
 
+_WITH_RULES: tuple[type[Strategy], ...] = (*STRATEGIES, ShallowRule)
+BY_NAME: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in _WITH_RULES}
+"""What a study can set beside its methods: those of the audit, and a rule that shows what a data set asks for."""
+
 __all__ = [
+    "BY_NAME",
     "STRATEGIES",
     "ChoicesAlike",
     "ChoicesLearned",
@@ -33,5 +39,6 @@ __all__ = [
     "Prediction",
     "PromptNgrams",
     "QueryOnly",
+    "ShallowRule",
     "Strategy",
 ]

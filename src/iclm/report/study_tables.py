@@ -1,0 +1,335 @@
+"""The tables of a study, by name: the same cells for the terminal, for tables.md and for blocks of a Markdown file.
+
+    DATA/accuracy       methods × groups of test questions, with the cheap strategies and the most frequent answer as rows
+    DATA/formats        the same by test set and format
+    DATA/kinds          the same by kind of question
+    DATA/modules        each module of a method alone, and its mixture with oracle routing
+    DATA/comparisons    every method against the reference
+    DATA/ablations      ablations against what they are an ablation of
+    DATA/parts          modules and oracle routing against the mixture
+    DATA/cost           seconds, parameters and examples of training
+    DATA/chosen         the hyper-parameters that were chosen
+    paper               the paper's own figures beside those of the study
+    setup, not-run      a line of text each
+
+Tables of strictly rendered questions are named DATA/strict/accuracy and so on. An accuracy is the mean over seeds with its 95%
+interval; of one seed there is no interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from iclm.report.paper import FIGURES, SOURCE
+from iclm.studies.study.groups import AGAINST_MIXTURE, AGAINST_REFERENCE, AGAINST_WHOLE, IN, MAIN, OUT
+
+HARD = "indirect"  # the kind of question that stands beside every overall figure: no shallow rule answers it
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table.
+
+    Attributes:
+        name: that it is asked for by.
+        title: of what it is, in a few words.
+        header: of its columns.
+        rows: its cells.
+        left: how many columns are aligned to the left.
+    """
+
+    name: str
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    left: int = 1
+
+    def markdown(self) -> str:
+        """It as Markdown, each line with its end."""
+        marks = [":--" if column < self.left else "--:" for column in range(len(self.header))]
+        lines = (self.header, marks, *self.rows)
+        return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n" for cells in lines)
+
+    def terminal(self) -> Table:
+        """It for the terminal."""
+        table = Table(title=f"{self.name}: {self.title}", title_justify="left")
+        for column, name in enumerate(self.header):
+            table.add_column(name, justify="left" if column < self.left else "right")
+        for cells in self.rows:
+            table.add_row(*cells)
+        return table
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+
+def share(figure: dict[str, Any] | None) -> str:
+    """A mean with its interval, for instance "0.812 [0.790 0.834]"."""
+    if figure is None:
+        return NONE
+    ends = "" if figure["low"] is None else f" [{figure['low']:.3f} {figure['high']:.3f}]"
+    return f"{figure['mean']:.3f}{ends}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign; without one where it rounds to zero."""
+    return f"{value:+.3f}" if round(value, 3) else "0.000"
+
+
+def probability(p: float) -> str:
+    """A p-value with three decimals."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def module_label(module: str) -> str:
+    """What a module's row says."""
+    if module.startswith("domain_"):
+        return f"domain module {module.removeprefix('domain_')} alone"
+    return {"invariant": "invariant module alone", "oracle": "mixture, oracle routing"}.get(module, module)
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(f"{value:,}" for value in values)
+
+
+# -- one data set ------------------------------------------------------------------------------------------------------
+
+
+class _Part:
+    """What a summary says of one data set, as published or strictly rendered."""
+
+    def __init__(self, summary: dict[str, Any], data: str, strict: bool) -> None:
+        self.summary, self.data = summary, data
+        self.name = f"{data}/strict" if strict else data
+        self.title = f"{data}, strictly rendered" if strict else data
+        self.reference = summary["references"][data]
+        self.groups, self.figures, self.comparisons = (
+            [entry for entry in summary[key] if (entry["data"], entry["strict"]) == (data, strict)]
+            for key in ("groups", "figures", "comparisons")
+        )
+        self.by_key = {
+            (f["group"], f["format"], f["kind"], f["method"], f["module"]): f for f in self.figures
+        }  # every group × method × module once
+
+    def methods(self) -> list[tuple[str, str]]:
+        """Each method with the module that answers for it."""
+        return list(dict.fromkeys((f["method"], f["module"]) for f in self.figures if f["module"] in MAIN))
+
+    def modules(self, method: str) -> list[str]:
+        return list(dict.fromkeys(f["module"] for f in self.figures if f["method"] == method))
+
+    def cells(self, method: str, module: str, columns: Iterable[dict[str, Any]]) -> list[str]:
+        return [share(self.by_key.get((g["group"], g["format"], g["kind"], method, module))) for g in columns]
+
+    def columns(self) -> list[dict[str, Any]]:
+        """In and out of distribution, each with its indirect questions, then the test sets that these are made of."""
+        found = []
+        for pool in (IN, OUT):
+            found += [g for g in self.groups if g["group"] == pool and g["kind"] in (None, HARD)]
+        for pool in (IN, OUT):
+            whole = [g for g in self.groups if g["group"] == pool and g["kind"] is None]
+            names = whole[0]["test_sets"] if whole and len(whole[0]["test_sets"]) > 1 else []
+            for name in names:
+                found += [
+                    g for g in self.groups if g["group"] == name and g["format"] is None and g["kind"] in (None, HARD)
+                ]
+        return found
+
+    def by_method(self, name: str, title: str, columns: list[dict[str, Any]], *, majority: bool) -> Grid:
+        rows = [[method, *self.cells(method, module, columns)] for method, module in self.methods()]
+        if majority:
+            rows.append(
+                ["most frequent answer", *(NONE if g["majority"] is None else f"{g['majority']:.3f}" for g in columns)]
+            )
+        rows.append(["questions", *(f"{g['n']:,}" for g in columns)])
+        return Grid(f"{self.name}/{name}", f"{title}, {self.title}", ["method", *map(_heading, columns)], rows)
+
+    def module_table(self) -> Grid | None:
+        columns = self.columns()
+        rows = []
+        for method, main in self.methods():
+            modules = self.modules(method)
+            if len(modules) > 1:
+                rows += [
+                    [
+                        f"{method}: {module}" if module == main else f"{method}: {module_label(module)}",
+                        *self.cells(method, module, columns),
+                    ]
+                    for module in modules
+                ]
+        header = ["method and module", *map(_heading, columns)]
+        return Grid(f"{self.name}/modules", f"accuracy of single modules, {self.title}", header, rows) if rows else None
+
+    def comparison_table(self, name: str, question: str, title: str, groups: list[dict[str, Any]]) -> Grid | None:
+        rows = []
+        for group in groups:
+            for one in self.comparisons:
+                if one["question"] == question and all(one[key] == group[key] for key in ("group", "format", "kind")):
+                    rows.append([_heading(group), *_comparison(one)])
+        header = ["questions", "what", "against", "difference [95%]", "p", "p (Holm)", "seeds", "problems"]
+        return Grid(f"{self.name}/{name}", f"{title}, {self.title}", header, rows, left=3) if rows else None
+
+    def tables(self) -> Iterator[Grid | None]:
+        columns = self.columns()
+        yield self.by_method("accuracy", "accuracy", columns, majority=True)
+        formats = [g for g in self.groups if g["format"] is not None]
+        if formats:
+            yield self.by_method("formats", "accuracy by format", formats, majority=True)
+        kinds = [g for g in self.groups if g["kind"] is not None and g["group"] in (IN, OUT)]
+        if kinds:
+            yield self.by_method("kinds", "accuracy by kind of question", kinds, majority=False)
+        yield self.module_table()
+        title = f"every method against {self.reference}"
+        yield self.comparison_table("comparisons", AGAINST_REFERENCE, title, columns)
+        title = "ablations against what they are an ablation of"
+        yield self.comparison_table("ablations", AGAINST_WHOLE, title, columns)
+        title = "modules alone and oracle routing against the mixture"
+        yield self.comparison_table("parts", AGAINST_MIXTURE, title, [g for g in columns if g["kind"] is None])
+
+
+def _heading(group: dict[str, Any]) -> str:
+    """Of the column of a group."""
+    return ", ".join(part for part in (group["group"], group["format"], group["kind"]) if part is not None)
+
+
+def _comparison(one: dict[str, Any]) -> list[str]:
+    """The cells of a comparison after the group."""
+    what, against = one["method"], one["against"]
+    if one["question"] == AGAINST_MIXTURE:
+        what, against = f"{what}: {module_label(one['module'])}", f"{against}: {one['against_module']}"
+    seeds = f"{len(one['seeds'])}" if len(one["seeds"]) > 1 else "1 (problems alone resampled)"
+    return [
+        what,
+        against,
+        f"{signed(one['difference'])} [{signed(one['low'])} {signed(one['high'])}]",
+        probability(one["p"]),
+        probability(one["p_holm"]),
+        seeds,
+        f"{one['problems']:,}",
+    ]
+
+
+def _cost(summary: dict[str, Any], data: str) -> Grid:
+    reference = summary["references"][data]
+    header = [
+        "method",
+        "seconds of training [95%]",
+        f"times {reference or 'the reference'}",
+        "trained parameters",
+        "examples",
+        "seeds",
+        "device",
+    ]
+    rows = []
+    for cost in summary["cost"]:
+        if cost["data"] != data:
+            continue
+        ends = "" if cost["low"] is None else f" [{cost['low']:.1f} {cost['high']:.1f}]"
+        seconds = f"{cost['mean']:.1f}{ends}" if cost["mean"] else NONE
+        ratio = NONE if cost["ratio"] is None else f"{cost['ratio']:.2f}"
+        counts = [_numbers(cost["trainable"]), _numbers(cost["examples"]), str(len(cost["seeds"]))]
+        rows.append([cost["method"], seconds, ratio, *counts, ", ".join(cost["devices"])])
+    return Grid(f"{data}/cost", f"what training costs, {data}", header, rows)
+
+
+def _chosen(summary: dict[str, Any], data: str) -> Grid | None:
+    chosen = [entry for entry in summary["chosen"] if entry["data"] == data]
+    names = sorted({name for entry in chosen for name in entry["values"]})
+    rows = [
+        [entry["method"], f"{entry['tries']} of {entry['tries_of']}"]
+        + [f"{entry['values'][name]}" if name in entry["values"] else NONE for name in names]
+        for entry in chosen
+    ]
+    header = ["method", "tries", *names]
+    return (
+        Grid(f"{data}/chosen", f"hyper-parameters chosen by validation accuracy, {data}", header, rows)
+        if rows
+        else None
+    )
+
+
+def _paper(summary: dict[str, Any], parts: Sequence[_Part]) -> Grid | None:
+    """The paper's figures, beside ours out of distribution on every data set whose test sets are ACRE.
+
+    Ours are those of the method named iclm, of the reference, and of the best of iclm's single modules.
+    """
+    columns = [part for part in parts if any(g["group"].startswith("ACRE ") for g in part.groups)]
+    if not columns:
+        return None
+    rows = []
+    for figure in FIGURES:
+        cells = []
+        for part in columns:
+            found = [f for f in part.figures if (f["group"], f["format"], f["kind"]) == (OUT, None, None)]
+            wanted = part.reference if figure.ours == "reference" else "iclm"
+            single = figure.ours == "module"
+            ours = [
+                f
+                for f in found
+                if f["method"] == wanted
+                and (
+                    f["module"] == "invariant" or f["module"].startswith("domain_")
+                    if single
+                    else f["module"] == "mixture"
+                )
+            ]
+            cells.append(share(max(ours, key=lambda f: f["mean"], default=None)))
+        rows.append([figure.label, f"{figure.accuracy:.4f}", *cells])
+    header = ["model", SOURCE, *(f"ours, {part.title}, {OUT}" for part in columns)]
+    return Grid("paper", "the paper's own figures, of another model and size", header, rows)
+
+
+# -- a whole study -----------------------------------------------------------------------------------------------------
+
+
+def grids(summary: dict[str, Any]) -> list[Grid]:
+    """All tables of a study.
+
+    Args:
+        summary: what `iclm.studies.study.groups.summarise` found.
+    """
+    parts = [
+        _Part(summary, data, strict)
+        for data, strict in dict.fromkeys((group["data"], group["strict"]) for group in summary["groups"])
+    ]
+    found: list[Grid | None] = []
+    for data in summary["references"]:
+        for part in parts:
+            if part.data == data:
+                found += part.tables()
+        found += [_cost(summary, data), _chosen(summary, data)]
+    found.append(_paper(summary, parts))
+    return [grid for grid in found if grid is not None]
+
+
+def setup_line(summary: dict[str, Any]) -> str:
+    """What all was run with, in one line."""
+    setup = summary["setup"]
+    versions = ", ".join(f"{name} {' and '.join(values)}" for name, values in setup["versions"].items())
+    return (
+        f"{' and '.join(setup['bases']) or 'no model'} in {' and '.join(setup['dtypes']) or 'no dtype'} on "
+        f"{' and '.join(setup['devices']) or 'cpu'} ({' and '.join(setup['processors'])}, "
+        f"{' and '.join(map(str, setup['threads']))} threads); {versions}; {setup['reports']} jobs are reported, "
+        f"hyper-parameters chosen by {setup['tries']} tries; intervals of a mean are Student's over seeds, those of a difference "
+        f"and p from {summary['resamples']:,} resamples of seeds and problems\n"
+    )
+
+
+def not_run_line(summary: dict[str, Any]) -> str:
+    """Which jobs of the grid are missing, in one line."""
+    names = [name if state == "not run" else f"{name} ({state})" for name, state in summary["not_run"].items()]
+    return f"not run: {', '.join(names)}\n" if names else "All jobs of the study were run.\n"
+
+
+def texts(summary: dict[str, Any]) -> dict[str, str]:
+    """What a block of a Markdown file can hold, by its name."""
+    return {
+        **{grid.name: grid.markdown() for grid in grids(summary)},
+        "setup": setup_line(summary),
+        "not-run": not_run_line(summary),
+    }

@@ -1,0 +1,419 @@
+"""What a study found: rows of reports summed up by groups of test questions, and methods compared on them.
+
+A group holds the test questions of
+
+    one test set, in all formats and in each format on its own
+    all test sets in distribution, all out of distribution
+    each of these (in all formats) of one kind of question, such as indirect
+
+always either as published or strictly rendered, never both. Of each group there are
+
+    figures        accuracy of every method and module, mean over seeds with interval
+    comparisons    paired differences with interval and p-value: every method against the reference, an ablation against what it
+                   is an ablation of, a module (or oracle routing) against the mixture that it is part of
+
+p-values are corrected (Holm) over the comparisons of one data set, group and question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from iclm.errors import ConfigurationError, DataError
+from iclm.studies.study.results import Collected, FinishedJob, questions_of
+from iclm.studies.study.rows import from_bits
+from iclm.studies.study.statistics import holm, mean_over_seeds, paired_bootstrap
+from iclm.studies.study.strategy import MODULE as STRATEGY
+
+IN, OUT = "in distribution", "out of distribution"
+MAIN = ("mixture", STRATEGY)  # modules that answer for their method
+AGAINST_REFERENCE, AGAINST_WHOLE, AGAINST_MIXTURE = "reference", "ablation", "module"
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of test questions.
+
+    Attributes:
+        name: the test set, "in distribution" or "out of distribution".
+        format: of the questions; None means all.
+        kind: of the questions; None means all.
+        sources: numbers of the test sources.
+    """
+
+    name: str
+    format: str | None
+    kind: str | None
+    sources: tuple[int, ...]
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """What names it in a record."""
+        return {"group": self.name, "format": self.format, "kind": self.kind}
+
+
+@dataclass
+class DataResults:
+    """The reports on one data set, either as published or strictly rendered.
+
+    Attributes:
+        data: its name.
+        strict: whether its questions are strictly rendered.
+        jobs: the reports.
+        sources: a row of each test source, by its number.
+        answers: right answers, bool [questions], by method, module, seed (None where a method depends on none) and source.
+    """
+
+    data: str
+    strict: bool
+    jobs: list[FinishedJob]
+    sources: dict[int, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[tuple[str, str, int | None, int], np.ndarray] = field(default_factory=dict)
+    _layouts: dict[Group, tuple[list[np.ndarray], np.ndarray]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for job in self.jobs:
+            for row in job.rows:
+                if row["strict"] != self.strict:
+                    continue
+                first = self.sources.setdefault(row["source"], row)
+                for name in ("test_set", "format", "shifted", "n", "problems"):
+                    if first[name] != row[name]:
+                        raise DataError(f"{job.name}: its source {row['source']} has another {name} than in other jobs")
+                right = from_bits(row["answers"], row["n"])
+                if right.sum() != row["correct"]:
+                    raise DataError(f"{job.name}: a row with {row['correct']} right answers marks {right.sum()}")
+                self.answers[row["method"], row["module"], row["seed"], row["source"]] = right
+        self.sources = dict(sorted(self.sources.items()))
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Names of the methods, in their order."""
+        answered = {method for method, _, _, _ in self.answers}
+        return [m for m in dict.fromkeys(job.line["method"] for job in self.jobs) if m in answered]
+
+    @cached_property
+    def modules(self) -> dict[str, list[str]]:
+        """Modules of each method: what answers for it, the invariant module, domain modules, oracle routing."""
+        order = {name: place for place, name in enumerate((*MAIN, "invariant"))}
+        found: dict[str, set[str]] = {method: set() for method in self.methods}
+        for method, module, _, _ in self.answers:
+            found[method].add(module)
+
+        def place(name: str) -> tuple[int, int, str]:
+            return order.get(name, 9 if name == "oracle" else 8), len(name), name
+
+        return {method: sorted(names, key=place) for method, names in found.items()}
+
+    def main(self, method: str) -> str:
+        """The module that answers for a method."""
+        return self.modules[method][0]
+
+    def seeds(self, method: str, module: str, sources: Sequence[int]) -> list[int | None]:
+        """Seeds for which a module has answered all questions of some sources; [None] where its answers depend on none."""
+        every: list[int | None] = [job.line["seed"] for job in self.jobs if job.line["method"] == method]
+        every = [None] if None in every else sorted(set(every), key=lambda seed: seed or 0)
+        return [seed for seed in every if all((method, module, seed, source) in self.answers for source in sources)]
+
+    # -- groups --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All groups: in and out of distribution first, then each test set; of each its formats, then its kinds."""
+        pools: dict[str, list[int]] = {}
+        for shifted, name in ((False, IN), (True, OUT)):
+            pools[name] = [number for number, row in self.sources.items() if row["shifted"] == shifted]
+        for number, row in self.sources.items():
+            pools.setdefault(row["test_set"], []).append(number)
+        found = []
+        for name, numbers in pools.items():
+            if not numbers:
+                continue
+            found.append(Group(name, None, None, tuple(numbers)))
+            formats = list(dict.fromkeys(self.sources[number]["format"] for number in numbers))
+            if len(formats) > 1 and name not in (IN, OUT):
+                for form in formats:
+                    of_form = tuple(number for number in numbers if self.sources[number]["format"] == form)
+                    found.append(Group(name, form, None, of_form))
+            kinds = sorted({kind for number in numbers for kind in self._kinds[number]})
+            found += [Group(name, None, kind, tuple(numbers)) for kind in kinds if len(kinds) > 1]
+        return found
+
+    @cached_property
+    def _kinds(self) -> dict[int, dict[str, np.ndarray]]:
+        """For each source and kind of question which questions are of it, bool [questions]."""
+        questions = self.jobs[0].questions
+        return {
+            number: {kind: from_bits(marks, row["n"]) for kind, marks in questions[number].items()}
+            for number, row in self.sources.items()
+        }
+
+    def asked(self, group: Group, source: int) -> np.ndarray:
+        """Which questions of a source belong to a group, bool [questions]."""
+        n = self.sources[source]["n"]
+        return np.ones(n, bool) if group.kind is None else self._kinds[source].get(group.kind, np.zeros(n, bool))
+
+    @cached_property
+    def _problem_of(self) -> dict[int, np.ndarray]:
+        """For each source the number of the problem of each question, int [questions].
+
+        The same problem rendered in another format has the same number: its answers are not independent either.
+        """
+        first: dict[tuple[str, int], int] = {}
+        found, total = {}, 0
+        for number, row in self.sources.items():
+            sizes = row["problems"]
+            if isinstance(sizes, int):
+                sizes = [sizes] * (row["n"] // sizes)
+            origin = {
+                key: value
+                for key, value in self.jobs[0].line["evaluate"][number].items()
+                if key not in ("format", "domain")
+            }
+            key = (json.dumps(origin, sort_keys=True), len(sizes))
+            start = first.setdefault(key, total)
+            total = max(total, start + len(sizes))
+            found[number] = start + np.repeat(np.arange(len(sizes)), sizes)
+            if len(found[number]) != row["n"]:
+                raise DataError(
+                    f"source {number} of {self.data}: its problems have {len(found[number])} questions, not n"
+                )
+        return found
+
+    def problems(self, group: Group) -> tuple[list[np.ndarray], np.ndarray]:
+        """For each source of a group the problem of each of its questions, counted from 0, and the questions of each problem."""
+        if group not in self._layouts:
+            every = [self._problem_of[source][self.asked(group, source)] for source in group.sources]
+            numbers, places = np.unique(np.concatenate(every), return_inverse=True)
+            cuts = np.cumsum([len(part) for part in every])[:-1]
+            self._layouts[group] = np.split(places, cuts), np.bincount(places, minlength=len(numbers))
+        return self._layouts[group]
+
+    def right(self, group: Group, method: str, module: str, seeds: Sequence[int | None]) -> np.ndarray:
+        """Right answers to each problem of a group by seed, int [seeds, problems]; the same for all where they depend on none."""
+        places, sizes = self.problems(group)
+        counts = np.zeros((len(seeds), len(sizes)), dtype=np.int64)
+        for row, seed in enumerate(seeds):
+            for source, place in zip(group.sources, places, strict=True):
+                found = self.answers.get((method, module, None, source))
+                found = self.answers[method, module, seed, source] if found is None else found
+                answers = found[self.asked(group, source)]
+                counts[row] += np.bincount(place, weights=answers, minlength=len(sizes)).astype(np.int64)
+        return counts
+
+
+def by_data(found: Collected) -> list[DataResults]:
+    """The reports of each data set, those as published before those strictly rendered."""
+    results = []
+    for data in dict.fromkeys(job.line["data"] for job in found.reports):
+        jobs = [job for job in found.reports if job.line["data"] == data]
+        for strict in sorted({row["strict"] for job in jobs for row in job.rows}):
+            results.append(DataResults(data, strict, jobs))
+    return results
+
+
+def summarise(found: Collected, *, reference: str | None = None, resamples: int = 10_000) -> dict[str, Any]:
+    """All figures and comparisons of some studies.
+
+    Args:
+        reference: the method that others are compared with; None means that of the study.
+        resamples: of the bootstrap.
+
+    Returns:
+        `groups` (a record for each with `n`, `problems` and `majority`, the accuracy of the most frequent answer of each source),
+        `figures`, `comparisons`, `cost`, `chosen` (hyper-parameters), `setup` (what all was run with), `references` (by data
+        set), `resamples`, and the names of jobs `not_run` (with the reason) and `left_out`.
+
+    Raises:
+        ConfigurationError: no job is done, or there is no such method.
+        DataError: rows that contradict each other.
+    """
+    if not found.reports:
+        raise ConfigurationError(
+            "no job of the study is done yet, so there is nothing to report; run it with `iclm study`"
+        )
+    methods = list(dict.fromkeys(job.line["method"] for job in found.reports))
+    if reference is not None and reference not in methods:
+        raise ConfigurationError(f"reference is {reference!r}; methods with a finished job are {', '.join(methods)}")
+    summary: dict[str, Any] = {"groups": [], "figures": [], "comparisons": [], "cost": [], "chosen": []}
+    summary["references"] = {}
+    questions_of(found.reports)
+    for results in by_data(found):
+        against = reference or next((job.line["reference"] for job in results.jobs if job.line["reference"]), None)
+        head = {"data": results.data, "strict": results.strict}
+        summary["references"][results.data] = against
+        for group in results.groups:
+            summary["groups"].append({**head, **group.label, **_about(results, group)})
+            summary["figures"] += [{**head, **group.label, **figure} for figure in _figures(results, group)]
+            family = [{**head, **group.label, **one} for one in _comparisons(results, group, against, resamples)]
+            for question in (AGAINST_REFERENCE, AGAINST_WHOLE, AGAINST_MIXTURE):
+                same = [one for one in family if one["question"] == question]
+                for one, p in zip(same, holm([one["p"] for one in same]), strict=True):
+                    one["p_holm"] = _rounded(p)
+            summary["comparisons"] += family
+    for data, against in summary["references"].items():
+        jobs = [job for job in found.reports if job.line["data"] == data]
+        summary["cost"] += [{"data": data, **cost} for cost in _costs(jobs, against)]
+        summary["chosen"] += _chosen(found, data)
+    summary["setup"] = _setup(found)
+    return {**summary, "resamples": resamples, "not_run": found.not_run, "left_out": found.left_out}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DIGITS)
+
+
+def _about(results: DataResults, group: Group) -> dict[str, Any]:
+    """Size of a group, and what the most frequent answer of each source reaches (None for one kind of question)."""
+    rows = [results.sources[source] for source in group.sources]
+    n = int(sum(results.asked(group, source).sum() for source in group.sources))
+    majority = sum(row["majority"] * row["n"] for row in rows) / n if group.kind is None else None
+    test_sets = list(dict.fromkeys(row["test_set"] for row in rows))
+    shifted = sorted({row["shifted"] for row in rows})
+    return {
+        "test_sets": test_sets,
+        "shifted": shifted[0] if len(shifted) == 1 else None,
+        "n": n,
+        "problems": len(results.problems(group)[1]),
+        "majority": _rounded(majority),
+    }
+
+
+def _figures(results: DataResults, group: Group) -> Iterator[dict[str, Any]]:
+    """Accuracy of every method and module on a group."""
+    n = int(results.problems(group)[1].sum())
+    for method in results.methods:
+        for module in results.modules[method]:
+            seeds = results.seeds(method, module, group.sources)
+            if not seeds:
+                continue
+            values = (results.right(group, method, module, seeds).sum(axis=1) / n).tolist()
+            yield {"method": method, "module": module, "seeds": seeds, "n": n, **_mean(values, bounds=(0.0, 1.0))}
+
+
+def _mean(values: Sequence[float], bounds: tuple[float, float] | None = None) -> dict[str, Any]:
+    found = mean_over_seeds(values, bounds=bounds)
+    return {
+        "values": [_rounded(value) for value in values],
+        "mean": _rounded(found.value),
+        "low": _rounded(found.low),
+        "high": _rounded(found.high),
+    }
+
+
+def _pairs(results: DataResults, group: Group, reference: str | None) -> Iterator[tuple[str, str, str, str, str]]:
+    """What is compared on a group: question, method and module, against which method and module."""
+    tuned_as = {job.line["method"]: job.line["tuned_as"] for job in results.jobs}
+    for method in results.methods:
+        main = results.main(method)
+        for question, other in ((AGAINST_REFERENCE, reference), (AGAINST_WHOLE, tuned_as[method])):
+            if other is not None and other != method and other in results.methods:
+                yield question, method, main, other, results.main(other)
+        for module in results.modules[method][1:] if group.kind is None else ():
+            yield AGAINST_MIXTURE, method, module, method, main
+
+
+def _comparisons(results: DataResults, group: Group, reference: str | None, resamples: int) -> Iterator[dict[str, Any]]:
+    """All comparisons on a group that have a seed in common."""
+    sizes = results.problems(group)[1]
+    n = int(sizes.sum())
+    for question, method, module, other, other_module in _pairs(results, group, reference):
+        ours = results.seeds(method, module, group.sources)
+        theirs = results.seeds(other, other_module, group.sources)
+        if None in ours or None in theirs:  # what depends on no seed is compared on all of the other's
+            ours = theirs = theirs if None in ours else ours
+        seeds = [seed for seed in ours if seed in theirs]
+        if not seeds:
+            continue
+        right = results.right(group, method, module, seeds)
+        other_right = results.right(group, other, other_module, seeds)
+        found = paired_bootstrap(right, other_right, sizes, resamples=resamples)
+        yield {
+            "question": question,
+            "method": method,
+            "module": module,
+            "against": other,
+            "against_module": other_module,
+            "seeds": seeds,
+            "only_one_side": {"method": _without(ours, seeds), "against": _without(theirs, seeds)},
+            "n": n,
+            "problems": found.problems,
+            "resampled": found.resampled,
+            "by_seed": [_rounded(value) for value in ((right - other_right).sum(axis=1) / n).tolist()],
+            "difference": _rounded(found.value),
+            "low": _rounded(found.low),
+            "high": _rounded(found.high),
+            "p": _rounded(found.p),
+        }
+
+
+def _without(seeds: Iterable[int | None], common: Sequence[int | None]) -> list[int | None]:
+    return [seed for seed in seeds if seed not in common]
+
+
+def _costs(jobs: Sequence[FinishedJob], reference: str | None) -> Iterator[dict[str, Any]]:
+    """Seconds of training, trained parameters and seen examples of each method, and the seconds beside the reference's.
+
+    The ratio is that of the means over the seeds that both trained on the same device with as many threads; None where there
+    is none, or where either does not train.
+    """
+    by_method: dict[str, dict[int | None, FinishedJob]] = {}
+    for job in jobs:
+        by_method.setdefault(job.line["method"], {})[job.line["seed"]] = job
+
+    def machine(job: FinishedJob) -> tuple[Any, ...]:
+        return tuple(job.line[key] for key in ("device", "processor", "threads", "dtype"))
+
+    known = by_method.get(reference or "", {})
+    for method, found in by_method.items():
+        seconds = [job.line["train_seconds"] for job in found.values()]
+        same = [seed for seed, job in found.items() if seed in known and machine(job) == machine(known[seed])]
+        ours, theirs = (sum(side[seed].line["train_seconds"] for seed in same) for side in (found, known))
+        rows = [job.rows[0] for job in found.values()]
+        yield {
+            "method": method,
+            "seeds": [*found],
+            **_mean(seconds, bounds=(0.0, float("inf"))),
+            "ratio": round(ours / theirs, _DIGITS) if ours and theirs else None,
+            "ratio_seeds": same if ours and theirs else [],
+            "trainable": sorted({row["trainable"] for row in rows}),
+            "examples": sorted({row["examples"] for row in rows}),
+            "devices": sorted({job.line["device"] for job in found.values()}),
+        }
+
+
+def _chosen(found: Collected, data: str) -> Iterator[dict[str, Any]]:
+    """The hyper-parameters that were chosen for each method, and by how many tries."""
+    for method in dict.fromkeys(job.line["method"] for job in found.reports if job.line["data"] == data):
+        job = next(job for job in found.reports if (job.line["data"], job.line["method"]) == (data, method))
+        if job.line["chosen"]:
+            tuned = job.line["tuned_as"] or method
+            tries = sum((one.line["data"], one.line["method"]) == (data, tuned) for one in found.tries)
+            yield {"data": data, "method": method, "tries_of": tuned, "tries": tries, "values": job.line["chosen"]}
+
+
+def _setup(found: Collected) -> dict[str, Any]:
+    """What all was run with; more than one entry where jobs differ."""
+    lines = [job.line for job in found.reports]
+    models = [line for line in lines if line["kind"] != "strategy"]
+
+    def different(values: Iterable[Any]) -> list[Any]:
+        return list(dict.fromkeys(values))
+
+    return {
+        "bases": different(line["recipe"]["base"] for line in models),
+        "dtypes": different(line["dtype"] for line in models),
+        "devices": different(line["device"] for line in models),
+        "processors": different(line["processor"] for line in lines),
+        "threads": different(line["threads"] for line in lines),
+        "versions": {name: different(line["versions"][name] for line in lines) for name in lines[0]["versions"]},
+        "reports": len(lines),
+        "tries": len(found.tries),
+    }

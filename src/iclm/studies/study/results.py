@@ -1,0 +1,334 @@
+"""The finished jobs of studies: collected from their folders, or from the files that a report leaves, which say as much.
+
+    OUT/results.jsonl     the rows of all reports, as the jobs left them
+    OUT/tries.jsonl       the rows of all tries, by which hyper-parameters were chosen
+    OUT/jobs.jsonl        a line a job: what it was given, chosen hyper-parameters, versions, device, seconds; and what was not run
+    OUT/questions.jsonl   a line a test source: which of its questions are of which kind
+
+A report that is made from these files again is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any
+
+from iclm.data.files import open_for_reading
+from iclm.errors import CheckpointError, ConfigurationError, DataError
+from iclm.model.checkpoint import read_json
+from iclm.studies.study.grid import Job, jobs_of
+from iclm.studies.study.job import DONE, FAILED, SPEC
+from iclm.studies.study.recipe import StudyRecipe, load_study
+from iclm.studies.study.runner import JOBS, RECIPE, read_rows
+
+RESULTS, TRIES, JOBS_FILE, QUESTIONS = "results.jsonl", "tries.jsonl", "jobs.jsonl", "questions.jsonl"
+_SPEC = ("method", "kind", "strategy", "data", "seed", "trial", "shots")
+_GIVEN = ("method", "data", "seed", "trial", "recipe", "evaluate", "reference", "tuned_as")
+_ROW = (
+    *("job", "method", "module", "train_set", "test_set", "split", "format", "strict", "seed", "source", "shifted"),
+    *("n", "correct", "by_kind", "answers", "problems", "majority", "examples", "trainable", "device", "seconds"),
+)
+_DONE = ("device", "processor", "threads", "dtype", "train_seconds", "total_seconds", "versions")
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """A job and what it found.
+
+    Attributes:
+        line: its line of jobs.jsonl: `id`, `name`, what it was given and what done.json says, without a path of the machine.
+        rows: in the order in which it left them.
+        questions: for each source which of its questions are of which kind.
+    """
+
+    line: dict[str, Any]
+    rows: list[dict[str, Any]]
+    questions: list[dict[str, str]]
+
+    @property
+    def name(self) -> str:
+        """As `iclm.studies.study.grid.Job.name`."""
+        return str(self.line["name"])
+
+
+@dataclass
+class Collected:
+    """The finished jobs of studies.
+
+    Attributes:
+        jobs: in the order of the grid.
+        not_run: "not run" or "failed", by the name of each job of the grid that is not among them.
+        left_out: names of finished jobs that the grid does not hold, or holds with other settings.
+    """
+
+    jobs: list[FinishedJob] = field(default_factory=list)
+    not_run: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def reports(self) -> list[FinishedJob]:
+        """The jobs that are reported; the others are tries."""
+        return [job for job in self.jobs if job.line["trial"] is None]
+
+    @property
+    def tries(self) -> list[FinishedJob]:
+        """The jobs by which hyper-parameters were chosen."""
+        return [job for job in self.jobs if job.line["trial"] is not None]
+
+    def files(self) -> dict[str, str]:
+        """The text of each file that a report leaves of them, by its name."""
+        lines = [{"state": "done", **job.line} for job in self.jobs]
+        lines += [{"state": state, "name": name} for name, state in self.not_run.items()]
+        questions = [
+            {"data": data, "source": number, "kinds": kinds}
+            for data, sources in questions_of(self.reports).items()
+            for number, kinds in enumerate(sources)
+        ]
+        return {
+            RESULTS: _lines(row for job in self.reports for row in job.rows),
+            TRIES: _lines(row for job in self.tries for row in job.rows),
+            JOBS_FILE: _lines(lines),
+            QUESTIONS: _lines(questions),
+        }
+
+
+def _lines(values: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+
+
+def questions_of(reports: Sequence[FinishedJob]) -> dict[str, list[dict[str, str]]]:
+    """The kinds of the test questions by data set; raises `DataError` where jobs were asked different ones."""
+    found: dict[str, FinishedJob] = {}
+    for job in reports:
+        first = found.setdefault(job.line["data"], job)
+        if first.questions != job.questions or first.line["evaluate"] != job.line["evaluate"]:
+            raise DataError(f"{first.name} and {job.name} were tested on different questions; report them apart")
+    return {data: job.questions for data, job in found.items()}
+
+
+def collect(folders: Iterable[Path]) -> Collected:
+    """The finished jobs of some studies; a job found twice counts once.
+
+    What counts is the grid as STUDY/study.yaml has it: a job that was done with other settings is left out.
+
+    Args:
+        folders: of studies, parts of one study among them, or with the files that a report leaves.
+
+    Raises:
+        ConfigurationError: a folder that holds neither, or jobs of one name with different settings.
+        CheckpointError, DataError: damaged files.
+    """
+    found: _Found = {}
+    failed: set[str] = set()
+    studies: list[StudyRecipe] = []
+    whole = Collected()
+    for out in folders:
+        if (out / JOBS).is_dir():
+            for folder in sorted((out / JOBS).glob("*/")):
+                if (folder / DONE).is_file():
+                    found.setdefault(folder.name, (read_json(folder / SPEC), _done(folder), read_rows(folder)))
+                elif (folder / FAILED).is_file():
+                    failed.add(folder.name)
+            if (out / RECIPE).is_file():
+                studies.append(load_study(out / RECIPE))
+        elif (out / JOBS_FILE).is_file():
+            _add(whole, read_files(out))
+        else:
+            raise ConfigurationError(f"{out} holds no study: there is neither a folder {JOBS} nor a file {JOBS_FILE}")
+    for part in [_of_grid(study, found, failed) for study in studies] or [_of_no_grid(found)]:
+        _add(whole, part)
+    placed = {job.line["id"] for job in whole.jobs}
+    whole.left_out = sorted({_name(spec) for id, (spec, _, _) in found.items() if id not in placed})
+    return whole
+
+
+_Found = dict[str, tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]]
+"""What is given, what done.json says, and the rows of finished jobs, by their ids."""
+
+
+def _of_grid(study: StudyRecipe, found: _Found, failed: Set[str]) -> Collected:
+    """The jobs of a study's grid."""
+    names = _short_names(spec for spec, _, _ in found.values())
+    part = Collected()
+    for job in jobs_of(study, {id: rows for id, (spec, _, rows) in found.items() if spec["trial"] is not None}):
+        id = None if job.spec is None else job.id  # none as long as its tries are missing
+        if id is None or id not in found:
+            part.not_run[job.name] = "failed" if id in failed else "not run"
+            continue
+        spec, done, rows = found[id]
+        searched = study.search.space if study.search is not None and spec["kind"] == "trained" else {}
+        line = _line(id, job.name, spec, done, names)
+        line["chosen"] = {name: _at(spec["recipe"], name) for name in sorted(searched)}
+        line |= {"reference": study.reference, "tuned_as": study.methods[job.method].tuned_as}
+        part.jobs.append(FinishedJob(line, rows, done["questions"]))
+    return part
+
+
+def _of_no_grid(found: _Found) -> Collected:
+    """All finished jobs, where no grid says which there should be."""
+    names = _short_names(spec for spec, _, _ in found.values())
+    part = Collected()
+    for id, (spec, done, rows) in sorted(found.items(), key=lambda item: (_name(item[1][0]), item[0])):
+        line = _line(id, _name(spec), spec, done, names) | {"chosen": {}, "reference": None, "tuned_as": None}
+        _add(part, Collected([FinishedJob(line, rows, done["questions"])]))
+    return part
+
+
+def _done(folder: Path) -> dict[str, Any]:
+    done = read_json(folder / DONE)
+    if "questions" not in done:
+        raise CheckpointError(
+            f"{folder / DONE} is damaged: questions is missing; remove {folder} to have it done again"
+        )
+    return done
+
+
+def _name(spec: Mapping[str, Any]) -> str:
+    return Job(spec["method"], spec["data"], spec["seed"], spec["trial"]).name
+
+
+def _line(
+    id: str, name: str, spec: Mapping[str, Any], done: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Any]:
+    return {
+        "id": id,
+        "name": name,
+        **{key: spec[key] for key in _SPEC if key in spec},
+        **{key: done[key] for key in _DONE},
+        "recipe": _portable(spec["recipe"], names),
+        "evaluate": _portable(spec["evaluate"], names),
+    }
+
+
+def _at(recipe: Mapping[str, Any], name: str) -> Any:
+    """The value of a hyper-parameter, named as in a training recipe."""
+    value: Any = recipe
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def _add(whole: Collected, part: Collected) -> None:
+    """Add the jobs of a study, or of a part of one."""
+    known = {job.name: job for job in whole.jobs}
+    for job in part.jobs:
+        same = known.get(job.name)
+        if same is None:
+            whole.jobs.append(job)
+        elif same.line["id"] != job.line["id"]:
+            raise ConfigurationError(
+                f"{job.name} was done twice with different settings (jobs {same.line['id']} and {job.line['id']}); "
+                "report these studies apart"
+            )
+    done = {job.name for job in whole.jobs}
+    whole.not_run = {name: state for name, state in (part.not_run | whole.not_run).items() if name not in done}
+
+
+# -- names in place of the paths of a machine --------------------------------------------------------------------------
+
+
+_PATHS = ("base", "file", "dataset", "start_from")  # fields of a training recipe
+
+
+def _paths(value: Any) -> Iterator[str]:
+    """The absolute paths below a place of a job's object."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            if key in _PATHS and isinstance(entry, str) and _is_absolute(entry):
+                yield entry
+            else:
+                yield from _paths(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _paths(entry)
+
+
+def _is_absolute(text: str) -> bool:
+    return PurePath(text).is_absolute() or PureWindowsPath(text).is_absolute()
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return (PurePath(path) if PurePath(path).is_absolute() else PureWindowsPath(path)).parts[1:]
+
+
+def _short_names(values: Iterable[Any]) -> dict[str, str]:
+    """For each absolute path in some objects the shortest end of it that no other path has too."""
+    paths = sorted({path for value in values for path in _paths(value)})
+    names = {}
+    for path in paths:
+        parts, others = _parts(path), [_parts(other) for other in paths if other != path]
+        length = 1
+        while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
+            length += 1
+        names[path] = "/".join(parts[-length:])
+    return names
+
+
+def _portable(value: Any, names: Mapping[str, str]) -> Any:
+    """A value with each absolute path in it replaced by its short name."""
+    if isinstance(value, Mapping):
+        shortened = {key: names.get(entry, entry) for key, entry in value.items() if key in _PATHS}
+        return {key: shortened.get(key, _portable(entry, names)) for key, entry in value.items()}
+    return [_portable(entry, names) for entry in value] if isinstance(value, list) else value
+
+
+# -- from the files of a report ----------------------------------------------------------------------------------------
+
+
+def read_files(folder: Path) -> Collected:
+    """The finished jobs from the files that a report left; the rows of tries may be missing.
+
+    Raises:
+        DataError: a file is missing or damaged, or a row is of no job.
+    """
+    lines = _read(folder / JOBS_FILE, "name", "state")
+    done = [line for line in lines if line["state"] == "done"]
+    for line in done:
+        missing = [key for key in ("id", "kind", *_GIVEN, *_DONE) if key not in line]
+        if missing:
+            raise DataError(
+                f"{folder / JOBS_FILE}: {missing[0]} of {line['name']} is missing; `iclm study report` writes it"
+            )
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in (RESULTS, TRIES):
+        if name == RESULTS or (folder / name).is_file():
+            for row in _read(folder / name, *_ROW):
+                rows.setdefault(row["job"], []).append(row)
+    strange = sorted(set(rows) - {line["id"] for line in done})
+    if strange:
+        raise DataError(f"{folder / RESULTS} holds rows of job {strange[0]}, which {JOBS_FILE} does not name")
+    questions: dict[str, list[dict[str, str]]] = {}
+    for line in _read(folder / QUESTIONS, "data", "source", "kinds"):
+        questions.setdefault(line["data"], []).append(line["kinds"])
+    found = Collected(not_run={line["name"]: line["state"] for line in lines if line["state"] != "done"})
+    for line in done:
+        if line["trial"] is None and line["id"] not in rows:
+            raise DataError(f"{folder / RESULTS} lacks the rows of {line['name']} (job {line['id']})")
+        asked = questions.get(line["data"], []) if line["trial"] is None else []
+        if line["trial"] is None and len(asked) != len(line["evaluate"]):
+            raise DataError(
+                f"{folder / QUESTIONS} has {len(asked)} lines of {line['data']}, not {len(line['evaluate'])}"
+            )
+        line = {key: value for key, value in line.items() if key != "state"}
+        found.jobs.append(FinishedJob(line, rows.get(line["id"], []), asked))
+    return found
+
+
+def _read(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, each of which has some keys."""
+    with open_for_reading(path) as stream:
+        text = stream.read()
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            value = json.loads(line)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"{path}:{number}: no JSON object: {error}") from error
+        missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+        if missing:
+            raise DataError(f"{path}:{number}: {missing[0]} is missing; `iclm study report` writes it")
+        found.append(value)
+    return found

@@ -1,0 +1,240 @@
+"""The report of a study: tables, files and plots."""
+
+import json
+
+import pytest
+
+from iclm.errors import ConfigurationError
+from iclm.report.paper import FIGURES, SOURCE
+from iclm.report.study import check_blocks, write_blocks, write_report
+from iclm.report.study_plots import plot_ablations, plot_accuracy, plot_scatter
+from iclm.report.study_tables import Grid, grids, probability, share, signed, texts
+from iclm.studies.study.groups import OUT, summarise
+from iclm.studies.study.results import collect
+
+FAST = 200
+
+
+@pytest.fixture(scope="module")
+def summary(collected):
+    return summarise(collected, resamples=FAST)
+
+
+@pytest.fixture(scope="module")
+def tables(summary):
+    return {grid.name: grid for grid in grids(summary)}
+
+
+def column(grid, heading):
+    place = grid.header.index(heading)
+    return {row[0]: row[place] for row in grid.rows}
+
+
+def figure(summary, method, module, kind=None, group=OUT):
+    (found,) = (
+        f
+        for f in summary["figures"]
+        if (f["group"], f["format"], f["kind"], f["method"], f["module"]) == (group, None, kind, method, module)
+    )
+    return found
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_table_has_a_name(tables):
+    names = ("accuracy", "formats", "kinds", "modules", "comparisons", "ablations", "parts", "cost", "chosen")
+    assert list(tables) == [*(f"acre/{name}" for name in names), "paper"]
+    for grid in tables.values():
+        assert grid.rows and all(len(row) == len(grid.header) for row in grid.rows)
+
+
+def test_the_main_table_has_methods_cheap_strategies_and_the_indirect_questions(summary, tables):
+    found = column(tables["acre/accuracy"], OUT)
+    assert list(found) == ["base", "lora", "iclm", "iclm-no-mi", "shallow", "most frequent answer", "questions"]
+    assert found["iclm"] == share(figure(summary, "iclm", "mixture"))
+    assert (found["shallow"], found["questions"]) == ("0.750 [0.750 0.750]", "96")
+    assert "[" not in found["base"], "one seed has no interval"
+    indirect = column(tables["acre/accuracy"], f"{OUT}, indirect")
+    assert indirect["shallow"] == "0.000 [0.000 0.000]"
+    assert indirect["iclm"] == share(figure(summary, "iclm", "mixture", kind="indirect"))
+
+
+def test_test_sets_have_columns_where_there_are_several(make_collected):
+    found = make_collected({"lora": {"mixture": 0.5}})
+    for job in found.jobs:
+        for row in job.rows:
+            if row["shifted"] and row["format"] == "text":
+                row["test_set"] = "ACRE Comp"
+    (grid,) = (g for g in grids(summarise(found, resamples=FAST)) if g.name == "acre/accuracy")
+    assert [heading for heading in grid.header if "indirect" not in heading] == [
+        *("method", "in distribution", OUT, "ACRE Sys", "ACRE Comp")
+    ]
+
+
+def test_modules_stand_below_their_mixture(summary, tables):
+    rows = tables["acre/modules"].rows
+    assert [row[0] for row in rows[:5]] == [
+        "iclm: mixture",
+        "iclm: invariant module alone",
+        "iclm: domain module 0 alone",
+        "iclm: domain module 1 alone",
+        "iclm: mixture, oracle routing",
+    ]
+    assert column(tables["acre/modules"], OUT)["iclm: invariant module alone"] == share(
+        figure(summary, "iclm", "invariant")
+    )
+    assert not any(row[0].startswith(("lora", "shallow")) for row in rows)
+
+
+def test_a_comparison_says_by_how_much_how_surely_and_on_what(summary, tables):
+    (one,) = (
+        c
+        for c in summary["comparisons"]
+        if (c["group"], c["format"], c["kind"], c["question"], c["method"]) == (OUT, None, None, "reference", "iclm")
+    )
+    (row,) = (r for r in tables["acre/comparisons"].rows if r[:2] == [OUT, "iclm"])
+    interval = f"{signed(one['difference'])} [{signed(one['low'])} {signed(one['high'])}]"
+    assert row[2:] == ["lora", interval, probability(one["p"]), probability(one["p_holm"]), "3", "12"]
+    (row,) = (r for r in tables["acre/comparisons"].rows if r[:2] == [OUT, "base"])
+    assert row[6] == "1 (problems alone resampled)"
+    assert {tuple(r[1:3]) for r in tables["acre/ablations"].rows} == {("iclm-no-mi", "iclm")}
+    assert ["iclm: mixture, oracle routing", "iclm: mixture"] in [r[1:3] for r in tables["acre/parts"].rows]
+
+
+def test_the_papers_figures_stand_in_a_column_of_their_own(summary, tables):
+    grid = tables["paper"]
+    assert grid.header == ["model", SOURCE, f"ours, acre, {OUT}"] and "LLaMA-2 7B" in SOURCE
+    assert [row[1] for row in grid.rows] == [f"{f.accuracy:.4f}" for f in FIGURES]
+    best = max((figure(summary, "iclm", m) for m in ("invariant", "domain_0", "domain_1")), key=lambda f: f["mean"])
+    ours = [figure(summary, "iclm", "mixture"), figure(summary, "lora", "mixture"), best]
+    assert [row[2] for row in grid.rows] == [share(f) for f in ours]
+
+
+def test_costs_and_choices_have_tables(tables):
+    cost = {row[0]: row[1:] for row in tables["acre/cost"].rows}
+    assert cost["lora"][1:] == ["1.00", "1,000", "24", "3", "cpu"] and cost["iclm"][1] == "1.09"
+    assert tables["acre/chosen"].rows[2] == ["iclm-no-mi", "0 of iclm", "0.001"]
+
+
+def test_what_was_not_run_is_named(summary):
+    assert texts(summary)["not-run"] == "not run: acre/iclm/seed-3\n"
+    assert texts({**summary, "not_run": {}})["not-run"] == "All jobs of the study were run.\n"
+    assert texts({**summary, "not_run": {"a": "failed"}})["not-run"] == "not run: a (failed)\n"
+
+
+def test_cells():
+    assert share({"mean": 0.5, "low": 0.25, "high": 1.0}) == "0.500 [0.250 1.000]"
+    assert share({"mean": 2 / 3, "low": None, "high": None}) == "0.667"
+    assert [signed(value) for value in (0.0124, -0.5, -0.0004)] == ["+0.012", "-0.500", "0.000"]
+    assert [probability(p) for p in (0.0002, 0.001, 1.0)] == ["< 0.001", "0.001", "1.000"]
+    grid = Grid("a/b", "t", ["x", "y"], [["p|q", "1"]])
+    assert grid.markdown() == "| x | y |\n| :-- | --: |\n| p\\|q | 1 |\n"
+
+
+def test_strict_tables_have_their_own_names(make_collected):
+    found = make_collected({"lora": {"mixture": 0.5}}, strict=True)
+    names = [grid.name for grid in grids(summarise(found, resamples=FAST))]
+    assert names == ["acre/strict/accuracy", "acre/strict/formats", "acre/strict/kinds", "acre/cost", "paper"]
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+FILES = [
+    *("ablations-acre.png", "accuracy-acre.png", "comparisons.json", "jobs.jsonl", "questions.jsonl", "results.jsonl"),
+    *("scatter-acre.png", "tables.md", "tries.jsonl"),
+]
+
+
+def test_a_report_made_again_from_its_own_files_is_the_same(collected, summary, tmp_path):
+    files = write_report(collected, summary, tmp_path / "first")
+    assert [path.name for path in files] == FILES == sorted(path.name for path in (tmp_path / "first").iterdir())
+    again = collect([tmp_path / "first"])
+    write_report(again, summarise(again, resamples=FAST), tmp_path / "second")
+    for name in FILES:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+def test_the_files_hold_every_row_and_every_figure(collected, summary, tmp_path):
+    write_report(collected, summary, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert rows == [row for job in collected.reports for row in job.rows]
+    assert json.loads((tmp_path / "comparisons.json").read_text()) == json.loads(json.dumps(summary))
+    text = (tmp_path / "tables.md").read_text()
+    assert all(grid.markdown() in text for grid in grids(summary)) and "not run: acre/iclm/seed-3" in text
+
+
+def test_nothing_is_replaced_unless_told(collected, summary, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    write_report(collected, summary, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigurationError, match=r"results\.jsonl exists; pass --overwrite"):
+        write_report(collected, summary, tmp_path)
+    (tmp_path / "accuracy-gone.png").write_bytes(b"")
+    write_report(collected, summary, tmp_path, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ConfigurationError, match="is a file"):
+        write_report(collected, summary, tmp_path / "notes.txt" / "x")
+
+
+def test_blocks_are_written_in_all_files_or_in_none(summary, tmp_path):
+    good, bad = tmp_path / "good.md", tmp_path / "bad.md"
+    good.write_text("# A\n<!-- study: acre/accuracy -->\n<!-- /study -->\n")
+    bad.write_text("<!-- study: acre -->\n<!-- /study -->\n")
+    with pytest.raises(ConfigurationError, match=r"bad\.md: there is no table 'acre'"):
+        write_blocks(summary, [good, bad])
+    assert good.read_text() == "# A\n<!-- study: acre/accuracy -->\n<!-- /study -->\n"
+    write_blocks(summary, [good])
+    assert good.read_text() == f"# A\n<!-- study: acre/accuracy -->\n{texts(summary)['acre/accuracy']}<!-- /study -->\n"
+    assert check_blocks(summary, [good])[good] == good.read_text()
+
+
+# -- plots -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", [plot_accuracy, plot_scatter, plot_ablations])
+def test_a_plot_has_a_title_and_named_axes_within_the_page(summary, draw):
+    drawn = draw(summary, "acre")
+    drawn.canvas.draw()
+    (axes,) = drawn.axes
+    assert axes.get_title().endswith(": acre") and axes.get_xlabel() and axes.get_ylabel()
+    page, renderer = drawn.bbox.padded(1), drawn.canvas.get_renderer()
+    legends = [legend for legend in (axes.get_legend(), *drawn.legends) if legend]
+    assert len(legends) == 1
+    for thing in (*legends, axes.title, axes.xaxis.label, axes.yaxis.label):
+        box = thing.get_window_extent(renderer)
+        assert page.contains(box.x0, box.y0) and page.contains(box.x1, box.y1)
+
+
+def test_bars_reach_over_the_intervals(summary):
+    axes = plot_accuracy(summary, "acre").axes[0]
+    group = "ACRE Sys"
+    ends = {
+        round(f["low"], 6): round(f["high"], 6)
+        for f in summary["figures"]
+        if (f["group"], f["format"], f["kind"]) == (group, None, None)
+        and f["module"] in ("mixture", "strategy")
+        and f["low"]
+    }
+    bars = axes.containers[1].lines[2][0].get_segments()
+    drawn = {round(float(bar[0][0]), 6): round(float(bar[1][0]), 6) for bar in bars}
+    assert ends.items() <= drawn.items()
+
+
+def test_the_scatter_shows_all_of_every_interval(summary):
+    axes = plot_scatter(summary, "acre").axes[0]
+    assert len(axes.containers) == 5
+    for group, (low, high) in (("in distribution", axes.get_xlim()), (OUT, axes.get_ylim())):
+        for f in summary["figures"]:
+            if (f["group"], f["format"], f["kind"]) == (group, None, None) and f["module"] == "mixture":
+                assert low <= (f["low"] if f["low"] is not None else f["mean"])
+                assert (f["high"] if f["high"] is not None else f["mean"]) <= high
+
+
+def test_without_ablations_or_another_side_there_is_no_such_plot(make_collected):
+    found = make_collected({"lora": {"mixture": 0.5}, "iclm": {"mixture": 0.5}})
+    for job in found.jobs:
+        job.rows[:] = [row for row in job.rows if not row["shifted"]]
+    summary = summarise(found, resamples=FAST)
+    assert plot_ablations(summary, "acre") is None and plot_scatter(summary, "acre") is None
+    assert plot_accuracy(summary, "acre") is not None

@@ -1,0 +1,168 @@
+"""The statistics against hand-worked values, known coverage and degenerate cases."""
+
+import math
+
+import numpy as np
+import pytest
+
+from iclm.errors import ConfigurationError
+from iclm.studies.study.statistics import holm, mean_over_seeds, paired_bootstrap, variance_of_mean
+
+# -- means over seeds --------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_of_three_values_is_students():
+    # s = 0.1, t at 97.5% with 2 degrees of freedom = 4.30265 (any table): 0.6 ∓ 4.30265 · 0.1 / sqrt(3)
+    found = mean_over_seeds([0.5, 0.6, 0.7])
+    half = 4.30265 * 0.1 / math.sqrt(3)
+    assert (found.value, found.n) == (pytest.approx(0.6), 3)
+    assert (found.low, found.high) == (pytest.approx(0.6 - half, abs=1e-5), pytest.approx(0.6 + half, abs=1e-5))
+
+
+def test_one_seed_has_no_interval_and_none_no_mean():
+    found = mean_over_seeds([0.7])
+    assert (found.value, found.low, found.high, found.n) == (0.7, None, None, 1)
+    with pytest.raises(ConfigurationError, match="at least one"):
+        mean_over_seeds([])
+
+
+def test_equal_values_have_an_interval_without_width():
+    found = mean_over_seeds([0.25, 0.25, 0.25])
+    assert (found.low, found.value, found.high) == (0.25, 0.25, 0.25)
+
+
+def test_the_interval_of_a_share_is_cut_at_0_and_1():
+    found = mean_over_seeds([0.8, 1.0], bounds=(0.0, 1.0))
+    assert found.high == 1.0 and found.low == 0.0
+
+
+# -- paired comparisons ------------------------------------------------------------------------------------------------
+
+
+def four(seeds, problems):
+    return np.full((seeds, problems), 4)
+
+
+def test_the_difference_is_that_of_the_accuracies():
+    right, reference, sizes = np.array([[4, 2, 1]]), np.array([[3, 2, 0]]), np.array([4, 4, 2])
+    assert paired_bootstrap(right, reference, sizes, resamples=200).value == pytest.approx(7 / 10 - 5 / 10)
+
+
+def test_equal_answers_are_no_difference_at_all():
+    right = np.random.default_rng(0).integers(5, size=(5, 30))
+    found = paired_bootstrap(right, right, np.full(30, 4), resamples=500)
+    assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_all_right_against_all_wrong_is_as_sure_as_the_resamples_allow():
+    found = paired_bootstrap(four(5, 40), 0 * four(5, 40), np.full(40, 4), resamples=999)
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert found.p == pytest.approx(2 / 1000)
+
+
+@pytest.mark.parametrize(("problems", "p"), [(1, 1.0), (2, 0.5), (3, 0.25)])
+def test_few_problems_cannot_make_sure(problems, p):
+    found = paired_bootstrap(four(5, problems), 0 * four(5, problems), np.full(problems, 4), resamples=500)
+    assert found.p == p
+    assert (found.low, found.high) == ((-1.0, 1.0) if problems == 1 else (1.0, 1.0))
+
+
+def test_the_sign_turns_with_the_sides():
+    rng = np.random.default_rng(1)
+    right, reference, sizes = rng.integers(2, 5, (4, 50)), rng.integers(1, 5, (4, 50)), np.full(50, 4)
+    one, other = paired_bootstrap(right, reference, sizes), paired_bootstrap(reference, right, sizes)
+    assert one.value == -other.value and one.p == pytest.approx(other.p, abs=0.02)
+    assert (one.low, one.high) == (pytest.approx(-other.high, abs=0.01), pytest.approx(-other.low, abs=0.01))
+
+
+def test_the_same_answers_give_the_same_figures():
+    rng = np.random.default_rng(2)
+    sides = rng.integers(5, size=(2, 3, 40))
+    assert paired_bootstrap(*sides, np.full(40, 4)) == paired_bootstrap(*sides, np.full(40, 4))
+
+
+def test_with_one_seed_only_problems_are_resampled():
+    rng = np.random.default_rng(3)
+    right, reference = rng.integers(5, size=(2, 1, 400))
+    found = paired_bootstrap(right, reference, np.full(400, 4))
+    assert (found.seeds, found.problems, found.resampled) == (1, 400, "problems")
+    half = 1.96 * ((right - reference) / 4).std(ddof=1) / math.sqrt(400)  # the interval of a mean, by hand
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.05)
+
+
+def test_questions_of_one_problem_are_not_counted_as_independent():
+    rng = np.random.default_rng(4)
+    alone = rng.integers(0, 2, (1, 100))
+    apart = paired_bootstrap(np.repeat(alone, 4, axis=1), np.zeros((1, 400), int), np.ones(400, int))
+    together = paired_bootstrap(4 * alone, np.zeros((1, 100), int), np.full(100, 4))
+    assert together.value == apart.value
+    assert (together.high - together.low) / (apart.high - apart.low) == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("seed_sd", "problem_sd"),
+    [(0.0, 0.0), (0.06, 0.0), (0.0, 0.25), (0.03, 0.15)],
+    ids=["rest", "seeds", "problems", "all"],
+)
+def test_the_interval_holds_the_truth_as_often_as_it_says(seed_sd, problem_sd):
+    rng = np.random.default_rng(5)
+    seeds, problems, inside, falsely = 5, 60, 0, 0
+    trials = 300
+    for _ in range(trials):
+        effect = (
+            rng.uniform(-1, 1, (seeds, 1)) * seed_sd * 3**0.5 + rng.uniform(-1, 1, (1, problems)) * problem_sd * 3**0.5
+        )
+        right = rng.binomial(4, 0.5 + effect)
+        reference = rng.binomial(4, 0.5, size=(seeds, problems))
+        found = paired_bootstrap(right, reference, np.full(problems, 4), resamples=400)
+        inside += found.low <= 0 <= found.high
+        falsely += found.p < 0.05
+    assert 0.91 <= inside / trials <= 0.995
+    assert falsely / trials <= 0.09
+
+
+@pytest.mark.parametrize(
+    ("right", "reference", "sizes"),
+    [
+        (np.ones((2, 3)), np.ones((2, 4)), np.ones(3)),
+        (np.ones((2, 3)), np.ones((2, 3)), np.ones(4)),
+        (np.ones((0, 3)), np.ones((0, 3)), np.ones(3)),
+        (np.ones((1, 2)), np.ones((1, 2)), np.zeros(2)),
+    ],
+    ids=["sides", "sizes", "no_seed", "no_question"],
+)
+def test_what_cannot_be_compared_is_refused(right, reference, sizes):
+    with pytest.raises(ConfigurationError):
+        paired_bootstrap(right, reference, sizes)
+
+
+def test_the_variance_of_a_two_way_mean_by_hand():
+    # x = [[1, 3], [2, 8]]: row means 2, 5, column means 1.5, 5.5, mean 3.5
+    # MS_seeds = 2 · (1.5² + 1.5²) / 1 = 9, MS_problems = 2 · (2² + 2²) / 1 = 16, MS_rest = 4 · 1² / 1 = 4
+    variance, freedom = variance_of_mean(np.array([[1.0, 3.0], [2.0, 8.0]]))
+    assert variance == pytest.approx((9 + 16 - 4) / 4)
+    assert freedom == pytest.approx(21**2 / (9**2 + 16**2 + 4**2))
+
+
+def test_of_one_seed_the_variance_is_that_of_a_mean():
+    values = np.array([[1.0, 2.0, 4.0, 9.0]])
+    assert variance_of_mean(values) == (pytest.approx(values.var(ddof=1) / 4), 3)
+
+
+def test_sides_that_add_nothing_are_left_out():
+    # rows and columns have equal means: what is left is all, with one degree of freedom
+    assert variance_of_mean(np.array([[1.0, -1.0], [-1.0, 1.0]])) == (pytest.approx(4 / 4), 1)
+
+
+# -- many comparisons --------------------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand():
+    # sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1: 0.02, 0.03, 0.06, 0.04, and none below the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_leaves_one_p_value_and_stays_at_most_1():
+    assert holm([0.2]) == [0.2]
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -1,0 +1,86 @@
+"""Cheap strategies as methods of a study, and the shallow rule: what it answers and what it misses."""
+
+import pytest
+
+from iclm.data import acre
+from iclm.data.audit.strategies import BY_NAME, STRATEGIES, ShallowRule
+from iclm.data.loading import read_source
+from iclm.errors import ConfigurationError
+from iclm.recipe import DataSource, parse_recipe
+from iclm.studies.study.rows import from_bits
+from iclm.studies.study.strategy import run_strategy
+
+
+def source(**values):
+    return {"acre": "IID", "problems": 20, "format": "text", **values}
+
+
+def recipe(*train, seed=0):
+    return parse_recipe({"base": "no-such-model", "seed": seed, "data": {"train": list(train)}})
+
+
+@pytest.mark.parametrize("objects", ["official", "strict"])
+@pytest.mark.parametrize("form", ["symbolic", "text"])
+@pytest.mark.parametrize("regime", ["IID", "Comp", "Sys"])
+def test_the_shallow_rule_misses_what_is_indirect_and_nothing_else(regime, form, objects):
+    found = [e for p in acre.generate(regime, "test", 60, 3) for e in acre.examples(p, form, objects)]
+    rule = ShallowRule()
+    assert rule.unfit(found) is None
+    rule.fit([])
+    for example, answers in zip(found, rule.predict(found), strict=True):
+        assert (answers == (example.answer,)) == (example.kind != "indirect")
+    share = sum(example.kind != "indirect" for example in found) / len(found)
+    assert 0.8 < share < 0.95
+
+
+def test_the_shallow_rule_is_no_strategy_of_the_audit_but_can_be_named():
+    assert ShallowRule not in STRATEGIES and BY_NAME["shallow rule"] is ShallowRule
+
+
+def test_a_strategy_leaves_rows_like_those_of_a_model():
+    sources = [
+        DataSource.model_validate(source(acre=regime, split="test", format=form))
+        for regime in ("IID", "Sys")
+        for form in ("symbolic", "text")
+    ]
+    found = run_strategy("shallow rule", recipe(source(), source(format="symbolic")), sources)
+    assert [(r["test_set"], r["format"], r["shifted"], r["module"]) for r in found.rows] == [
+        ("ACRE IID", "symbolic", False, "strategy"),
+        ("ACRE IID", "text", False, "strategy"),
+        ("ACRE Sys", "symbolic", True, "strategy"),
+        ("ACRE Sys", "text", True, "strategy"),
+    ]
+    for row, kinds in zip(found.rows, found.questions, strict=True):
+        right = from_bits(row["answers"], 80)
+        assert row["problems"] == 4 and row["n"] == 80 and right.sum() == row["correct"]
+        for kind, (correct, n) in row["by_kind"].items():
+            of_kind = from_bits(kinds[kind], 80)
+            assert (right[of_kind].sum(), of_kind.sum()) == (correct, n)
+        assert row["by_kind"]["indirect"][0] == 0
+    assert (found.examples, found.trainable, found.device, found.dtype) == (160, 0, "cpu", None)
+
+
+def test_a_strategy_learns_from_the_training_examples_of_its_own_domain():
+    train = [source(seed=1), source(format="symbolic", seed=2)]
+    test = DataSource.model_validate(source(split="test", format="symbolic"))
+    found = run_strategy("majority", recipe(*train), [test])
+    answers = [e.answer for e in read_source(DataSource.model_validate(train[1]))]
+    common = max(sorted(set(answers)), key=answers.count)
+    assert found.rows[0]["correct"] == sum(e.answer == common for e in read_source(test))
+
+
+@pytest.mark.parametrize("name", ["majority", "prompt n-grams", "one item", "last item"])
+def test_a_strategy_answers_the_same_again(name):
+    test = [DataSource.model_validate(source(split="test"))]
+    first, second = (run_strategy(name, recipe(source(), seed=4), test).rows for _ in range(2))
+    assert first == second and 0 < first[0]["correct"] < 80
+
+
+def test_a_strategy_that_does_not_fit_the_data_says_why():
+    raven = {"raven": "center_single", "problems": 2, "format": "text"}
+    with pytest.raises(
+        ConfigurationError, match=r"'shallow rule' cannot be used on RAVEN center_single: .*three choices"
+    ):
+        run_strategy("shallow rule", recipe(raven), [DataSource.model_validate({**raven, "split": "test"})])
+    with pytest.raises(ConfigurationError, match=r"strategy is 'x'; known are majority"):
+        run_strategy("x", recipe(source()), [])
