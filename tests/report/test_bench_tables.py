@@ -76,6 +76,12 @@ def test_the_documentation_shows_what_compiling_gave():
     assert len(rows) == 2 and block("docs/speed.md", "results/bench/compiled.json") == bench_markdown(rows)
 
 
+def test_the_documentation_shows_what_a_split_costs():
+    rows = [json.loads(line) for line in (RESULTS / "learning.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert block("docs/speed.md", "results/bench/learning.jsonl") == learning_markdown(rows)
+    assert len({json.dumps(row["recipe"], sort_keys=True) for row in rows}) == 1
+
+
 def test_the_committed_figures_say_how_they_were_made(committed):
     for name, found in committed.items():
         assert found["command"].startswith(f"iclm bench {name} ") and found["machine"]["threads"] == 2

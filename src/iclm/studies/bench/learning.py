@@ -33,7 +33,7 @@ from iclm.evaluation.evaluate import evaluate_choices
 from iclm.evaluation.runs import context_length
 from iclm.evaluation.scoring import score
 from iclm.model import ICLMForCausalLM, load_tokenizer
-from iclm.recipe import Recipe, load_recipe
+from iclm.recipe import Recipe, load_recipe, parse_recipe
 from iclm.training.run import build_model, device_name, make_trainer, training_arguments
 from iclm.training.stages import stages_of
 
@@ -155,7 +155,8 @@ def _finished(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        same = all(row["recipe"] == settings for row in rows)
+        kept = [parse_recipe(row["recipe"], str(path)) for row in rows]  # what it did not name yet has its default
+        same = all(recipe.model_dump(mode="json", exclude={"method", "seed"}) == settings for recipe in kept)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no file of results; choose another --out") from error
     if not same:
