@@ -31,12 +31,13 @@ from filelock import FileLock, Timeout
 from iclm.data.collation import EncodedExample, by_group, encode
 from iclm.data.example import Example, Message
 from iclm.data.files import atomic_write
-from iclm.data.loading import domain_numbers, read_source, read_sources
+from iclm.data.loading import distribution, domain_numbers, read_source, read_sources
 from iclm.errors import CheckpointError, ConfigurationError, ICLMError
 from iclm.evaluation.evaluate import evaluate_choices
 from iclm.evaluation.metrics import majority_baseline
 from iclm.evaluation.runs import FINISHED, context_length, load_run
 from iclm.evaluation.scoring import score
+from iclm.evaluation.sides import is_shifted
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import read_json
 from iclm.recipe import DataSource, Recipe, parse_recipe
@@ -143,7 +144,6 @@ def evaluate_job(
         number where all have as many), `answers` (a bit for each question, set where it was answered right, first
         question first, as hexadecimal digits), and where a router chose `routes`, how often each domain module was chosen.
     """
-    trained = {train_name(source) for source in recipe.data.train}
     modules = list(model.config.module_names)
     if model.config.num_domains >= len(domains) > 0 and "mixture" in modules:
         modules.append("oracle")
@@ -158,7 +158,7 @@ def evaluate_job(
         scores = score(model, examples, modules=asked, pad=tokenizer.pad_token_id)
         fixed: dict[str, Any] = {
             "test_set": train_name(source),
-            "shifted": train_name(source) not in trained if source.shifted is None else source.shifted,
+            "shifted": is_shifted(source, recipe.data.train),
             "format": source.format,
             "strict": source.objects == "strict",
             "majority": majority_baseline(item.example.answer for item in examples).value,
@@ -184,12 +184,8 @@ def problem_sizes(examples: Sequence[EncodedExample]) -> int | list[int]:
 
 
 def train_name(source: DataSource) -> str:
-    """Name of the data that a source holds, whatever its split: "ACRE Comp", "RAVEN center_single" or the file's name."""
-    if source.acre is not None:
-        return f"ACRE {source.acre}"
-    if source.raven is not None:
-        return f"RAVEN {source.raven}"
-    return source.file.stem if source.file is not None else str(source.dataset)
+    """Name of the data that a source holds: its distribution ("ACRE Comp", "CORR2CAUSE renamed"), or the file's name."""
+    return distribution(source) or (source.file.stem if source.file is not None else str(source.dataset))
 
 
 def bits(correct: Sequence[bool]) -> str:
