@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.live import Live
 from typer.core import TyperGroup
 
 from iclm.cli_shared import Json, Overwrite, note, print_json, quiet_libraries, stdout
+from iclm.errors import ConfigurationError
 
 
 class _RunByDefault(TyperGroup):
@@ -35,36 +37,60 @@ app = typer.Typer(
 def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe of a study in YAML.")],
     out: Annotated[Path, typer.Option(help="Folder of the study; one that was begun is gone on with.")],
-    jobs: Annotated[int, typer.Option(min=1, help="Jobs at a time.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs at a time; with --ray of each machine, or of each GPU.")] = 1,
     shard: Annotated[str, typer.Option(help="Part of the jobs to do: 1/4 is the first of four.")] = "1/1",
     only: Annotated[list[str] | None, typer.Option(help="Jobs whose name contains this, as in acre/lora.")] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray", help="Run the jobs on a Ray cluster: auto, local or HOST:PORT; needs iclm[ray]."),
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="Cores of a job (--ray); default: all, shared by jobs.")
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Do what is missing of a study.
 
-    Example: iclm study recipes/studies/ood.yaml --out runs/study --only acre/lora
+    Examples: iclm study recipes/studies/ood.yaml --out runs/study --only acre/lora
+
+    iclm study recipes/studies/ood.yaml --out runs/study --ray auto --jobs 4
     """
     quiet_libraries()
     from iclm.report.study_progress import progress_lines, progress_table
+    from iclm.studies.study.executors import Executor, LocalExecutor
     from iclm.studies.study.recipe import load_study
     from iclm.studies.study.runner import Study, parse_shard
 
+    if cpus is not None and ray_address is None:
+        raise ConfigurationError("cpus is for jobs of a Ray cluster; give --ray, or leave it out")
     study = Study(load_study(recipe), out, shard=parse_shard(shard), only=only or ())
     console = Console(stderr=True)
     shown: set[str] = set()
 
     def report(state: Any) -> None:
-        for line in progress_lines(state, jobs, shown):
+        for line in progress_lines(state, executor.slots, shown):
             note(line)
 
-    if plan:
-        state = study.state
-    elif console.is_terminal:
-        with Live(get_renderable=lambda: progress_table(study.state, jobs), console=console, refresh_per_second=1):
-            state = study.run(at_once=jobs)
-    else:
-        state = study.run(at_once=jobs, report=report)
+    state = study.state
+    if not plan:
+        with ExitStack() as stack:
+            executor: Executor = LocalExecutor(jobs)
+            if ray_address is not None:
+                from iclm.studies.study.ray_executor import RayExecutor
+
+                executor = stack.enter_context(RayExecutor(ray_address, jobs=jobs, cpus=cpus))
+            if console.is_terminal:
+                stack.enter_context(
+                    Live(
+                        get_renderable=lambda: progress_table(study.state, executor.slots),
+                        console=console,
+                        refresh_per_second=1,
+                    )
+                )
+                state = study.run(executor=executor)
+            else:
+                state = study.run(executor=executor, report=report)
     summary = {
         "done": sorted(state.done),
         "failed": state.failed,

@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -115,7 +115,7 @@ class ModelSection(Section):
 
 
 class DataSource(Section):
-    """One source of examples: generated ACRE problems, a file of any kind, or a Hugging Face data set."""
+    """One source of examples: generated problems, a file of any kind, or a Hugging Face data set."""
 
     acre: Literal["IID", "Comp", "Sys"] | None = None
     """Regime of generated ACRE problems."""
@@ -123,6 +123,18 @@ class DataSource(Section):
     """Configuration of generated RAVEN problems (center_single, distribute_four, ...)."""
     answers: Literal["raven", "iraven", "fair"] = "iraven"
     """Answer set of generated RAVEN problems."""
+    corr2cause: Literal["official", "renamed", "paraphrased"] | None = None
+    """Wording of generated CORR2CAUSE questions; at one seed all wordings ask the same."""
+    variables: list[Annotated[int, Field(ge=2, le=6)]] = Field(default=[3, 4, 5], min_length=1)
+    """Numbers of variables of generated CORR2CAUSE questions, each 2 to 6."""
+    balanced: bool = False
+    """As many valid hypotheses as invalid ones in generated CORR2CAUSE questions."""
+    pvr: Literal["mod_sum", "min", "max", "median", "majority"] | None = None
+    """Aggregation of generated PVR problems."""
+    complexity: int = Field(default=0, ge=0, le=2)
+    """Complexity of generated PVR problems: the pointer names that many values and one."""
+    shift: Literal["position", "permutation"] = "position"
+    """What generated PVR problems hold out: it is in no split but holdout."""
     file: Path | None = None
     """An official ACRE JSON file, RAVEN problems as JSON lines, evals JSONL, or a table (CSV, TSV, Parquet, JSON lines) with `columns`."""
     dataset: str | None = None
@@ -134,11 +146,11 @@ class DataSource(Section):
     config: str | None = None
     """Configuration of a data set."""
     split: str = "train"
-    """Split of generated problems (train, val, test), or of a data set."""
+    """Split of generated problems (train, val, test; of PVR also holdout), or of a data set."""
     seed: int = 0
     """Seed of generated problems, and of the shuffles of strict objects."""
     problems: int | None = Field(default=None, ge=1)
-    """Number of problems: needed for generated ones; of an ACRE file the first so many."""
+    """Number of problems (of CORR2CAUSE questions): needed for generated ones; of an ACRE file the first so many."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many examples."""
     format: Literal["symbolic", "text"] | None = None
@@ -146,17 +158,33 @@ class DataSource(Section):
     objects: Literal["official", "strict"] = "official"
     """Rendering of ACRE objects: as published, or with the shift of Comp kept and the order shuffled."""
     shifted: bool | None = None
-    """Whether it lies outside the training distribution; null means: it is of a regime or configuration that no training source is of."""
+    """Whether it lies outside the training distribution; null means: it is of a regime, configuration, wording, number of
+    variables or PVR task that no training source is of, or of PVR's holdout."""
     domain: str | None = None
-    """Name of the domain; null means the format for ACRE and RAVEN problems, and the file's name otherwise."""
+    """Name of the domain; null means the format for ACRE and RAVEN problems, corr2cause, pvr, or the file's name."""
+
+    @property
+    def generated(self) -> bool:
+        """Whether its problems are generated, and so depend on the seed."""
+        return self.file is None and self.dataset is None
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataSource:
-        if sum(origin is not None for origin in (self.acre, self.raven, self.file, self.dataset)) != 1:
-            raise ValueError("give either acre or raven (problems to generate), file or dataset")
-        generated = self.acre is not None or self.raven is not None
-        if generated and (self.problems is None or self.format is None):
-            raise ValueError("generated problems need problems (how many) and format (symbolic or text)")
+        origins = (self.acre, self.raven, self.corr2cause, self.pvr, self.file, self.dataset)
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("give one of acre, raven, corr2cause and pvr (problems to generate), file and dataset")
+        if self.acre is not None or self.raven is not None:
+            if self.problems is None or self.format is None:
+                raise ValueError("generated problems need problems (how many) and format (symbolic or text)")
+        elif self.generated:
+            if self.problems is None:
+                raise ValueError("generated problems need problems (how many)")
+            if self.format is not None:
+                raise ValueError("format is for ACRE and RAVEN; CORR2CAUSE and PVR have one rendering, leave it out")
+        for origin, names in (("corr2cause", ("variables", "balanced")), ("pvr", ("complexity", "shift"))):
+            for name in names:
+                if getattr(self, origin) is None and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is for {origin}, which this source does not generate")
         return self
 
 

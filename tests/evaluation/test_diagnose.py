@@ -335,15 +335,30 @@ def test_mcnemar_counts_only_changed_answers(lost, gained):
         ({"file": "IID_val.json"}, False),
         ({"file": "anything.jsonl"}, False),
         ({"file": "anything.jsonl", "shifted": True}, True),
+        ({"corr2cause": "official", "split": "test"}, False),
+        ({"corr2cause": "official", "variables": [5]}, False),
+        ({"corr2cause": "official", "variables": [5, 6]}, True),
+        ({"corr2cause": "paraphrased"}, True),
+        ({"pvr": "max", "split": "val"}, False),
+        ({"pvr": "max", "split": "holdout"}, True),
+        ({"pvr": "max", "complexity": 1}, True),
+        ({"pvr": "min"}, True),
     ],
     ids=str,
 )
 def test_a_regime_or_configuration_that_was_not_trained_on_is_shifted(values, shifted):
     training = [
-        DataSource.model_validate({**v, "problems": 1, "format": "text"})
-        for v in ({"acre": "IID"}, {"raven": "center_single"})
+        DataSource.model_validate({**v, "problems": 1})
+        for v in (
+            {"acre": "IID", "format": "text"},
+            {"raven": "center_single", "format": "text"},
+            {"corr2cause": "official"},
+            {"pvr": "max"},
+        )
     ]
-    values = values if "file" in values else {**values, "problems": 1, "format": "text"}
+    if "acre" in values or "raven" in values:
+        values = {**values, "format": "text"}
+    values = values if "file" in values else {**values, "problems": 1}
     assert is_shifted(DataSource.model_validate(values), training) is shifted
 
 

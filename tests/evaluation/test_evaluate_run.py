@@ -120,6 +120,14 @@ def test_problems_in_acre_json_need_a_format_and_get_its_domain(run, files):
 # -- evaluation --------------------------------------------------------------------------------------------------------
 
 
+def test_a_generated_source_is_named_by_what_it_is(run):
+    from iclm.recipe import DataSource
+
+    values = [{"raven": "center_single", "format": "text"}, {"corr2cause": "renamed", "split": "test"}]
+    report = evaluate_run(run, [DataSource.model_validate({**v, "problems": 2}) for v in values])
+    assert [row["file"] for row in report["data"]] == ["raven-center_single-train-text", "corr2cause-renamed-test"]
+
+
 def test_every_module_is_evaluated_on_every_file_in_the_order_given(run, files):
     report = evaluate_run(run, sources(run, files["text"], files["symbolic"]), module="all")
     assert [row["file"] for row in report["data"]] == [files["text"], files["symbolic"]]

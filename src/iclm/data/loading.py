@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from iclm.data import acre, raven
+from iclm.data import acre, corr2cause, pvr, raven
 from iclm.data.collation import EncodedExample, Pack, encode, training_packs
 from iclm.data.example import Example
 from iclm.data.files import open_for_reading
@@ -25,17 +25,11 @@ def read_source(source: DataSource) -> list[Example]:
     Raises:
         DataError, ConfigurationError: a file or an option that cannot be used.
     """
+    if source.generated:
+        return _generated(source)
     place: Path | str = source.file if source.file is not None else str(source.dataset)
-    kind = None
-    if source.acre is None and source.raven is None and source.file is not None and source.columns is None:
-        kind = problem_kind(source.file)
-    if source.acre is not None:
-        made: Iterable[Any] = acre.generate(source.acre, source.split, source.problems or 0, source.seed)
-        found = _render(made, source, acre.examples, objects=source.objects, seed=source.seed)
-    elif source.raven is not None:
-        made = raven.generate(source.raven, source.answers, source.problems or 0, source.seed, source.split)
-        found = _render(made, source, raven.examples)
-    elif kind is not None:
+    kind = problem_kind(source.file) if source.file is not None and source.columns is None else None
+    if kind is not None:
         if source.format is None:
             raise ConfigurationError(f"{place} holds {kind} problems; say how to render them: format symbolic or text")
         if kind == "ACRE":
@@ -52,6 +46,53 @@ def read_source(source: DataSource) -> list[Example]:
         name = place.stem if isinstance(place, Path) else place
         found = [example if example.domain is not None else replace(example, domain=name) for example in rows]
     return found
+
+
+def _generated(source: DataSource) -> list[Example]:
+    """The examples of a source that is generated."""
+    count, seed, split = source.problems or 0, source.seed, source.split
+    if source.acre is not None:
+        problems = acre.generate(source.acre, split, count, seed)
+        return _render(problems, source, acre.examples, objects=source.objects, seed=seed)
+    if source.raven is not None:
+        return _render(raven.generate(source.raven, source.answers, count, seed, split), source, raven.examples)
+    if source.corr2cause is not None:
+        domain = source.domain or "corr2cause"
+        asked = corr2cause.generate(
+            source.variables, count, seed, source.corr2cause, source.balanced, split=split, domain=domain
+        )
+    else:
+        domain, shift = source.domain or "pvr", source.shift
+        asked = pvr.examples(source.complexity, str(source.pvr), split, count, seed, shift=shift, domain=domain)
+    return list(islice(asked, source.limit))
+
+
+def distribution(source: DataSource) -> str | None:
+    """What generated problems are drawn from, whatever their split and rendering; None where none are generated.
+
+    Such as "ACRE Comp", "RAVEN center_single", "CORR2CAUSE renamed" (followed by the numbers of variables where they are
+    not the default ones) and "PVR mod_sum-1" (complexity 1), of which the split holdout has a distribution of its own.
+    """
+    if source.acre is not None:
+        return f"ACRE {source.acre}"
+    if source.raven is not None:
+        return f"RAVEN {source.raven}"
+    if source.corr2cause is not None:
+        sizes = sorted(set(source.variables))
+        usual = sizes == DataSource.model_fields["variables"].default
+        return f"CORR2CAUSE {source.corr2cause}" + ("" if usual else f" {','.join(map(str, sizes))}")
+    if source.pvr is not None:
+        return f"PVR {source.pvr}-{source.complexity}" + (" holdout" if source.split == "holdout" else "")
+    return None
+
+
+def source_name(source: DataSource) -> str:
+    """What a source is called in results: acre-Comp-val-text, pvr-mod_sum-1-test, or its file or data set."""
+    family, *made = (distribution(source) or "").split(" ")
+    if not made:
+        return str(source.file if source.file is not None else source.dataset)
+    split = [] if source.split in made else [source.split]
+    return "-".join([family.lower(), *made, *split, *([source.format] if source.format else [])])
 
 
 def _render(

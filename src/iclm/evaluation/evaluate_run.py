@@ -12,7 +12,7 @@ import torch
 
 from iclm.data.acre import FORMATS, OBJECTS
 from iclm.data.collation import EncodedExample, boundary, encode
-from iclm.data.loading import read_source
+from iclm.data.loading import read_source, source_name
 from iclm.errors import ConfigurationError, DataError
 from iclm.evaluation.evaluate import ModuleResult, evaluate, evaluate_generation, greedy, module_names, routing_of
 from iclm.evaluation.independence import independence_report
@@ -71,7 +71,7 @@ def read_for(run: Run, source: DataSource) -> list[EncodedExample]:
     """Read and tokenise a source for a run; raises `DataError` if it holds no example."""
     examples = read_source(source)
     if not examples:
-        raise DataError(f"{source.file or source.acre}: there is no example in it")
+        raise DataError(f"{source_name(source)}: there is no example in it")
     return encode(examples, run.tokenizer, domains=run.domains, max_tokens=context_length(run.model))
 
 
@@ -116,7 +116,7 @@ def evaluate_run(
     states: list[dict[str, np.ndarray]] = []
     for source, examples in zip(sources, encoded, strict=True):
         row: dict[str, Any] = {
-            "file": str(source.file) if source.file is not None else f"acre-{source.acre}-{source.split}",
+            "file": source_name(source),
             "domain": examples[0].example.domain,
         }
         tick = None

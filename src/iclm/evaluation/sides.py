@@ -19,6 +19,7 @@ import torch
 
 from iclm.data.acre.regimes import infer_regime
 from iclm.data.collation import EncodedExample
+from iclm.data.loading import distribution, source_name
 from iclm.errors import ConfigurationError
 from iclm.evaluation.evaluate_run import read_for
 from iclm.evaluation.metrics import Accuracy
@@ -35,14 +36,18 @@ Progress = Callable[[str, int], Callable[[int], None]]
 def is_shifted(source: DataSource, training: Sequence[DataSource]) -> bool:
     """Whether a source lies outside the training distribution.
 
-    As it says itself (`shifted`). Else: ACRE problems of a regime that no training source is of, and generated RAVEN problems
-    of a configuration that none is of. A file tells its regime by an official name (Sys_test.json); where neither it nor the
-    training does, it is taken to be of the training distribution.
+    As it says itself (`shifted`). Else: ACRE problems of a regime that no training source is of, generated RAVEN problems of
+    a configuration that none is of, CORR2CAUSE questions in a wording or with a number of variables that none has in it, and
+    PVR problems of a task that none is of or of the holdout. A file tells its regime by an official name (Sys_test.json);
+    where neither it nor the training does, it is taken to be of the training distribution.
     """
     if source.shifted is not None:
         return source.shifted
-    if source.raven is not None:
-        return source.raven not in {item.raven for item in training}
+    if source.corr2cause is not None:
+        known_sizes = [size for item in training if item.corr2cause == source.corr2cause for size in item.variables]
+        return not set(source.variables) <= set(known_sizes)
+    if source.raven is not None or source.pvr is not None:
+        return distribution(source) not in {distribution(item) for item in training}
     known, regime = {_regime(item) for item in training}, _regime(source)
     return regime is not None and regime not in known and (source.acre is not None or known != {None})
 
@@ -200,11 +205,3 @@ def answered_side(
         alone = model.config.module_names[-1]  # one module alone: the fewest rows
         correct["base"] = answer_with(model, examples, (alone,), pad, tick)[1][alone]
     return Side(name, rows, examples, scores, correct)
-
-
-def source_name(source: DataSource) -> str:
-    """What a source is called in a report."""
-    made = source.acre or source.raven
-    if made is not None:
-        return f"{'acre' if source.acre else 'raven'}-{made}-{source.split}-{source.format}"
-    return str(source.file if source.file is not None else source.dataset)

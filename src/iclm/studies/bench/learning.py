@@ -27,7 +27,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from iclm.data.collation import EncodedExample, encode
 from iclm.data.files import atomic_write
-from iclm.data.loading import read_sources, training_data
+from iclm.data.loading import distribution, read_sources, training_data
 from iclm.errors import ConfigurationError, DataError
 from iclm.evaluation.evaluate import evaluate_choices
 from iclm.evaluation.runs import context_length
@@ -233,7 +233,8 @@ def _accuracy(model: ICLMForCausalLM, examples: list[EncodedExample], tokenizer:
 
 def _name(source: Any) -> str:
     """Name of a validation source in the results."""
-    parts = [source.acre or source.raven or Path(str(source.file or source.dataset)).stem, source.format]
+    made = source.acre or source.raven or distribution(source)
+    parts = [made or Path(str(source.file or source.dataset)).stem, source.format]
     return " ".join(part for part in parts if part)
 
 

@@ -188,16 +188,13 @@ def _recipe(study: StudyRecipe, method: Method, name: str, data: str, seed: int,
         for section in sections:
             place = place.setdefault(section, {})
         place[field] = value
-    train = [source.model_dump(mode="json") for source in part.train]
-    for source in train:
-        if source["acre"] is not None or source["raven"] is not None:
-            source["seed"] = seed
+    seeded = [source.model_copy(update={"seed": seed}) if source.generated else source for source in part.train]
     values = {
         "method": method.method,
         "base": study.base,
         "dtype": study.dtype,
         "seed": seed,
-        "data": {"train": train},
+        "data": {"train": [source.model_dump(mode="json") for source in seeded]},
         "model": merged(study.model, part.model, method.model, drawn.pop("model", {})),
         "training": merged(study.training, part.training, method.training, drawn.pop("training", {})),
         **drawn,

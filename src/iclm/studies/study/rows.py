@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from iclm.data.example import Example
+from iclm.data.loading import distribution
 from iclm.evaluation.metrics import majority_baseline
+from iclm.evaluation.sides import is_shifted
 from iclm.recipe import DataSource
 
 
@@ -49,11 +51,10 @@ def about(number: int, source: DataSource, found: Sequence[Example], train: Sequ
         `source` (its number), `test_set`, `shifted`, `format`, `strict`, `majority` (accuracy of the most frequent answer)
         and `problems`.
     """
-    trained = {train_name(other) for other in train}
     return {
         "source": number,
         "test_set": train_name(source),
-        "shifted": train_name(source) not in trained if source.shifted is None else source.shifted,
+        "shifted": is_shifted(source, train),
         "format": source.format,
         "strict": source.objects == "strict",
         "majority": majority_baseline(example.answer for example in found).value,
@@ -79,12 +80,8 @@ def kinds_of(found: Sequence[Example]) -> dict[str, str]:
 
 
 def train_name(source: DataSource) -> str:
-    """Name of the data that a source holds, whatever its split: "ACRE Comp", "RAVEN center_single" or the file's name."""
-    if source.acre is not None:
-        return f"ACRE {source.acre}"
-    if source.raven is not None:
-        return f"RAVEN {source.raven}"
-    return source.file.stem if source.file is not None else str(source.dataset)
+    """Name of the data that a source holds: its distribution ("ACRE Comp", "CORR2CAUSE renamed"), or the file's name."""
+    return distribution(source) or (source.file.stem if source.file is not None else str(source.dataset))
 
 
 def bits(correct: Sequence[bool]) -> str:

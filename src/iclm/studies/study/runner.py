@@ -3,18 +3,13 @@
 STUDY/study.yaml       the study's recipe, every field written out
 STUDY/jobs/ID/         one folder a job (`iclm.studies.study.job`), named by the hash of what the job is given
 
-Each job is a process of its own: what it leaves behind in memory is gone with it, and one that is killed takes no other
-along. Folders of several machines merge by copying their jobs together.
+Jobs run as processes of this machine or as tasks of a Ray cluster (`iclm.studies.study.executors`); the study's folder is
+where all of them end. Folders of several machines merge by copying their jobs together.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -28,11 +23,13 @@ import yaml
 from iclm.data.files import atomic_write
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.model.checkpoint import read_json
+from iclm.studies.study.executors import Executor, LocalExecutor
 from iclm.studies.study.grid import Job, jobs_of
-from iclm.studies.study.job import BUSY, DONE, FAILED, ROWS, SPEC
+from iclm.studies.study.job import DONE, ROWS, SPEC
 from iclm.studies.study.recipe import StudyRecipe
 
 RECIPE, JOBS = "study.yaml", "jobs"
+_MOST_AT_ONCE = 1000
 
 
 @dataclass
@@ -131,11 +128,18 @@ class Study:
         """Folder of a job."""
         return self.out / JOBS / job.id
 
-    def run(self, *, at_once: int = 1, report: Callable[[State], None] = lambda state: None) -> State:
+    def run(
+        self,
+        *,
+        at_once: int = 1,
+        executor: Executor | None = None,
+        report: Callable[[State], None] = lambda state: None,
+    ) -> State:
         """Do what is missing; a job that fails is kept for the report, and tried again when the study is started again.
 
         Args:
-            at_once: processes side by side; they share the cores, and a GPU if there is one.
+            at_once: processes of this machine side by side; they share the cores, and a GPU if there is one.
+            executor: where jobs run instead, such as a Ray cluster, and how many at a time.
             report: called whenever a job begins or ends.
 
         Returns:
@@ -145,22 +149,23 @@ class Study:
             raise ConfigurationError(f"jobs is {at_once}; at least 1 runs at a time")
         with atomic_write(self.out / RECIPE, overwrite=True) as stream:
             yaml.safe_dump(self.recipe.model_dump(mode="json"), stream, sort_keys=False, allow_unicode=True)
-        children = _Children(max(1, (os.cpu_count() or 1) // at_once))
+        executor = executor or LocalExecutor(at_once)
         going: dict[Future[str | None], Job] = {}
-        with ThreadPoolExecutor(at_once) as pool:
+        with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:  # a thread is made when it is needed, and does nothing but wait
             try:
                 while True:
-                    for job in self.state.waiting:
-                        if len(going) < at_once and job.spec is not None:
-                            self.state.running[job.name] = time.monotonic()
-                            going[pool.submit(children.run, self._prepare(job))] = job
+                    free = min(executor.slots, _MOST_AT_ONCE) - len(going)
+                    ready = [job for job in self.state.waiting if job.spec is not None]
+                    for job in ready[: max(free, 0)]:
+                        self.state.running[job.name] = time.monotonic()
+                        going[pool.submit(executor.run, self._prepare(job))] = job
                     report(self.state)
                     if not going:
                         return self.state
                     for future in wait(going, return_when=FIRST_COMPLETED).done:
                         self._end(going.pop(future), future.result())
             except BaseException:
-                children.stop()
+                executor.stop()
                 raise
 
     def _prepare(self, job: Job) -> Path:
@@ -176,55 +181,6 @@ class Study:
         elif failure is not None:
             self.state.failed[job.name] = failure
         self.refresh()
-
-
-class _Children:
-    """The processes of the jobs.
-
-    Args:
-        threads: of each.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self._processes: set[subprocess.Popen[str]] = set()
-        self._lock = threading.Lock()
-        self._stopped = False
-
-    def run(self, folder: Path) -> str | None:
-        """Do a job; returns None, "" if another process does it, or what went wrong."""
-        environment = {"OMP_NUM_THREADS": str(self.threads), **os.environ}
-        with self._lock:
-            if self._stopped:
-                return "stopped before it began"
-            process = subprocess.Popen(
-                [sys.executable, "-m", "iclm.studies.study.job", str(folder)],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            self._processes.add(process)
-        _, errors = process.communicate()
-        with self._lock:
-            self._processes.discard(process)
-        if process.returncode == 0 and (folder / DONE).is_file():
-            return None
-        if process.returncode == BUSY:
-            return ""
-        if (folder / FAILED).is_file():
-            return str(read_json(folder / FAILED).get("error"))
-        if process.returncode < 0:
-            return f"killed by {signal.Signals(-process.returncode).name}; out of memory?"
-        return (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-
-    def stop(self) -> None:
-        """End all of them; their trainings go on from their checkpoints another time."""
-        with self._lock:
-            self._stopped = True
-            for process in self._processes:
-                process.terminate()
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,133 @@
+"""Sources of a recipe that are generated: what they hold, what they are called, and which go together."""
+
+import re
+from typing import get_args
+
+import pytest
+from pydantic import ValidationError
+
+from iclm.data import corr2cause, pvr
+from iclm.data.loading import distribution, domain_numbers, read_source, read_sources, source_name
+from iclm.errors import ConfigurationError
+from iclm.recipe import DataSource
+
+
+def source(**values):
+    return DataSource.model_validate({"problems": 12, **values})
+
+
+def test_the_recipe_offers_what_the_generators_do():
+    def values_of(field):
+        return get_args(get_args(DataSource.model_fields[field].annotation)[0])
+
+    assert values_of("corr2cause") == corr2cause.VARIANTS
+    assert values_of("pvr") == pvr.AGGREGATIONS
+    assert get_args(DataSource.model_fields["shift"].annotation) == pvr.SHIFTS
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_corr2cause_questions_are_those_of_the_generator(balanced):
+    found = read_source(source(corr2cause="renamed", variables=[4, 5], balanced=balanced, split="val", seed=3))
+    made = corr2cause.generate([4, 5], 12, 3, "renamed", balanced, split="val", domain="corr2cause")
+    assert found == list(made) and len(found) == 12
+    assert {example.domain for example in found} == {"corr2cause"}
+    assert all(example.group and example.kind in corr2cause.RELATIONS for example in found)
+    assert [corr2cause.solve_example(example) for example in found] == [example.answer for example in found]
+
+
+def test_wordings_of_a_seed_ask_the_same_of_classes_that_no_other_split_has():
+    asked = {name: read_source(source(corr2cause=name, split="test")) for name in corr2cause.VARIANTS}
+    groups = {name: [example.group for example in found] for name, found in asked.items()}
+    assert groups["official"] == groups["renamed"] == groups["paraphrased"]
+    assert len({tuple(example.prompt for example in found) for found in asked.values()}) == 3
+    answers = {tuple(example.answer for example in found) for found in asked.values()}
+    assert len(answers) == 1
+    trained = {example.group for seed in range(3) for example in read_source(source(corr2cause="official", seed=seed))}
+    assert trained and not trained & set(groups["official"])
+
+
+def test_pvr_problems_are_those_of_the_generator():
+    given = {"pvr": "max", "complexity": 1, "shift": "permutation", "split": "holdout", "seed": 2, "domain": "digits"}
+    found = read_source(source(**given))
+    assert found == list(pvr.examples(1, "max", "holdout", 12, 2, shift="permutation", domain="digits"))
+    assert {example.kind for example in found} == {"max-1"} and len({example.group for example in found}) == 12
+    assert {example.domain for example in read_source(source(pvr="max"))} == {"pvr"}
+
+
+@pytest.mark.parametrize(
+    "values", [{"corr2cause": "official"}, {"pvr": "mod_sum"}], ids=lambda values: next(iter(values))
+)
+def test_a_limit_and_a_seed_hold_for_every_generated_source(values):
+    assert read_source(source(**values, limit=5)) == read_source(source(**values))[:5]
+    assert read_source(source(**values, seed=1)) != read_source(source(**values))
+
+
+def test_the_wordings_of_corr2cause_are_one_domain_beside_acre():
+    wordings = [source(corr2cause=name) for name in corr2cause.VARIANTS]
+    found = read_sources([*wordings, source(acre="IID", problems=1, format="text")])
+    assert domain_numbers(found) == {"corr2cause": 0, "text": 1}
+
+
+NAMED = [
+    ({"acre": "Comp", "split": "val", "format": "text"}, "ACRE Comp", "acre-Comp-val-text"),
+    (
+        {"raven": "center_single", "format": "symbolic"},
+        "RAVEN center_single",
+        "raven-center_single-train-symbolic",
+    ),
+    ({"corr2cause": "renamed", "split": "test"}, "CORR2CAUSE renamed", "corr2cause-renamed-test"),
+    ({"corr2cause": "renamed", "variables": [5, 4, 3]}, "CORR2CAUSE renamed", "corr2cause-renamed-train"),
+    ({"corr2cause": "official", "variables": [6, 4]}, "CORR2CAUSE official 4,6", "corr2cause-official-4,6-train"),
+    ({"pvr": "mod_sum", "complexity": 1, "split": "test"}, "PVR mod_sum-1", "pvr-mod_sum-1-test"),
+    ({"pvr": "max", "split": "holdout"}, "PVR max-0 holdout", "pvr-max-0-holdout"),
+    ({"file": "a/quiz.jsonl"}, None, "a/quiz.jsonl"),
+    ({"dataset": "org/name"}, None, "org/name"),
+]
+
+
+@pytest.mark.parametrize(("values", "drawn_from", "name"), NAMED, ids=[name for *_, name in NAMED])
+def test_a_source_is_called_by_what_it_holds(values, drawn_from, name):
+    found = source(**values)
+    assert (distribution(found), source_name(found)) == (drawn_from, name)
+    assert found.generated == (drawn_from is not None)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "give one of acre, raven, corr2cause and pvr"),
+        ({"corr2cause": "official", "pvr": "max"}, "give one of"),
+        ({"corr2cause": "official", "file": "x.jsonl"}, "give one of"),
+        ({"corr2cause": "official", "problems": None}, r"generated problems need problems \(how many\)$"),
+        ({"acre": "IID", "problems": None}, "how many.*and format"),
+        ({"pvr": "max", "format": "text"}, "format is for ACRE and RAVEN; .* leave it out"),
+        ({"corr2cause": "official", "complexity": 1}, "complexity is for pvr"),
+        ({"pvr": "max", "balanced": True}, "balanced is for corr2cause"),
+        ({"acre": "IID", "format": "text", "variables": [4]}, "variables is for corr2cause"),
+        ({"corr2cause": "plain"}, "'official', 'renamed' or 'paraphrased'"),
+        ({"corr2cause": "official", "variables": [7]}, "less than or equal to 6"),
+        ({"corr2cause": "official", "variables": []}, "at least 1 item"),
+        ({"pvr": "sum"}, "'mod_sum'"),
+        ({"pvr": "max", "complexity": 3}, "less than or equal to 2"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value) or "nothing",
+)
+def test_a_source_that_cannot_be_generated_is_refused(values, message):
+    with pytest.raises(ValidationError) as caught:
+        source(**values)
+    (fault,) = caught.value.errors()
+    assert re.search(message, fault["msg"]), fault["msg"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"corr2cause": "official", "split": "holdout"}, "split is 'holdout'"),
+        ({"corr2cause": "official", "variables": [2], "balanced": True}, "no hypothesis is valid"),
+        ({"pvr": "max", "shift": "permutation"}, "needs complexity 1 or 2"),
+    ],
+    ids=["split", "balanced", "shift"],
+)
+def test_what_a_generator_cannot_do_is_told_when_the_source_is_read(values, message):
+    with pytest.raises(ConfigurationError, match=message):
+        read_source(source(**values))
