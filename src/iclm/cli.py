@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from iclm import cli_bench, cli_data, cli_study
+from iclm import cli_bench, cli_data, cli_plan, cli_study
 from iclm.cli_shared import (
     Base,
     Columns,
@@ -40,6 +40,7 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_study.app, name="study")
+app.command()(cli_plan.plan)
 
 
 @app.callback(invoke_without_command=True)

@@ -470,8 +470,7 @@ def test_a_local_cluster_does_what_processes_do_bit_for_bit_and_survives_failure
         ray.shutdown()
     assert len(before) == 4 and not list((tmp_path / "ray").rglob("*.safetensors"))
     rows = {
-        name: {done.line["method"]: done.rows for done in collect([tmp_path / name]).jobs}
-        for name in ("local", "ray")
+        name: {done.line["method"]: done.rows for done in collect([tmp_path / name]).jobs} for name in ("local", "ray")
     }
     for method in ("lora", "iclm"):
         assert without_time(rows["ray"][method]) == without_time(rows["local"][method])
