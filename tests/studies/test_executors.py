@@ -400,8 +400,6 @@ def command(values, tmp_path, monkeypatch, capsys):
 
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({**values, "grid": [{"methods": ["base"], "seeds": [0]}]}))
-    shown = SimpleNamespace(progress_line=lambda *given: [], progress_table=lambda *given: "")
-    monkeypatch.setitem(sys.modules, "iclm.report.study", shown)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["iclm", "study", str(path), "--out", str(tmp_path / "s"), *arguments])
@@ -470,8 +468,7 @@ def test_a_local_cluster_does_what_processes_do_bit_for_bit_and_survives_failure
         ray.shutdown()
     assert len(before) == 4 and not list((tmp_path / "ray").rglob("*.safetensors"))
     rows = {
-        name: {done.line["method"]: done.rows for done in collect([tmp_path / name]).jobs}
-        for name in ("local", "ray")
+        name: {done.line["method"]: done.rows for done in collect([tmp_path / name]).jobs} for name in ("local", "ray")
     }
     for method in ("lora", "iclm"):
         assert without_time(rows["ray"][method]) == without_time(rows["local"][method])
