@@ -50,11 +50,9 @@ def run(
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Do what is missing of a study.
+    """Do what is missing of a study, on this machine or a Ray cluster; the word run may be left out.
 
-    Examples: iclm study recipes/studies/ood.yaml --out runs/study --only acre/lora
-
-    iclm study recipes/studies/ood.yaml --out runs/study --ray auto --jobs 4
+    Example: iclm study run recipes/studies/ood.yaml --out runs/ood --only acre/lora --jobs 2
     """
     quiet_libraries()
     from iclm.report.study_progress import progress_lines, progress_table

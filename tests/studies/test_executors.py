@@ -400,8 +400,6 @@ def command(values, tmp_path, monkeypatch, capsys):
 
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({**values, "grid": [{"methods": ["base"], "seeds": [0]}]}))
-    shown = SimpleNamespace(progress_line=lambda *given: [], progress_table=lambda *given: "")
-    monkeypatch.setitem(sys.modules, "iclm.report.study", shown)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["iclm", "study", str(path), "--out", str(tmp_path / "s"), *arguments])
