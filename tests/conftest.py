@@ -107,6 +107,17 @@ def load_tiny_base(base_folders):
     )
 
 
+@pytest.fixture
+def four_bit(monkeypatch):
+    """Let 4-bit bases be loaded, without a GPU on the CPU, by kernels with gradients; skips without bitsandbytes."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", minversion="0.50")
+
+    from iclm.model import quantization
+
+    monkeypatch.setattr(quantization, "require_bitsandbytes", lambda name: None)
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def random_prompts():
     """Prompts of random tokens: `random_prompts(lengths, seed)` gives a list of 1-D tensors."""

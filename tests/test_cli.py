@@ -482,6 +482,7 @@ BAD_EVALUATIONS = [
     (("--data", "mystery.jsonl", "--routing", "oracle", "--generate"), "mystery"),
     (("--data", "IID_val_text.jsonl=weather", "--routing", "oracle"), "weather"),
     (("--data", "IID_val_text.jsonl", "--base", "/nowhere/at/all"), "/nowhere/at/all"),
+    (("--data", "IID_val_text.jsonl", "--quantization", "int3"), "use none or nf4"),
     *((("--data", name, "--format", "text"), name) for name in BROKEN),
 ]
 
@@ -503,6 +504,7 @@ BAD_DIAGNOSES = [
     ((*DATA, "--out", "run", "--overwrite"), "no diagnosis"),
     ((*DATA, "--out", "recipe.yaml"), "recipe.yaml is a file"),
     ((*DATA, "--base", "/nowhere/at/all"), "/nowhere/at/all"),
+    ((*DATA, "--quantization", "int3"), "use none or nf4"),
 ]
 
 

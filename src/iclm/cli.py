@@ -20,6 +20,7 @@ from iclm.cli_shared import (
     Columns,
     Json,
     Overwrite,
+    Quantization,
     RunFolder,
     note,
     print_json,
@@ -147,6 +148,7 @@ def evaluate(
     ] = False,
     columns: Columns = None,
     base: Base = None,
+    quantization: Quantization = None,
     as_json: Json = False,
 ) -> None:
     """Accuracy of a run's modules on files, and its routing.
@@ -158,7 +160,7 @@ def evaluate(
     from iclm.evaluation.runs import load_run
     from iclm.report.tables import dependence_lines, evaluation_table, independence_table, routing_lines
 
-    loaded = load_run(run, base=base)
+    loaded = load_run(run, base=base, quantization=quantization)
     objects = "strict" if strict else "official"
     sources = [
         evaluation_source(item, loaded, format=format, objects=objects, limit=limit, columns=columns) for item in data
@@ -206,6 +208,7 @@ def diagnose(
     strict: Annotated[bool, typer.Option("--strict", help="Strict rendering of ACRE JSON files.")] = False,
     columns: Columns = None,
     base: Base = None,
+    quantization: Quantization = None,
     out: Annotated[Path | None, typer.Option(help="Folder to make; default: diagnosis in the run folder.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -221,7 +224,7 @@ def diagnose(
     from iclm.evaluation.sides import earlier_run, recipe_sources
     from iclm.report.diagnosis import check_folder, diagnosis_tables, with_verdicts, write_diagnosis
 
-    loaded = load_run(run, base=base)
+    loaded = load_run(run, base=base, quantization=quantization)
     folder = run / "diagnosis" if out is None else out
     check_folder(folder, overwrite=overwrite)
     objects = "strict" if strict else "official"
@@ -278,6 +281,7 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 32,
     base: Base = None,
+    quantization: Quantization = None,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt and say which module was used.
@@ -288,7 +292,7 @@ def generate(
     from iclm.evaluation.evaluate_run import answer
     from iclm.evaluation.runs import load_run
 
-    loaded = load_run(run, base=base)
+    loaded = load_run(run, base=base, quantization=quantization)
     # a shell's pipe ends in a line break that nobody means
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     result = answer(loaded, text, module=module, domain=domain, max_new_tokens=max_new_tokens)

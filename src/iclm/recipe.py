@@ -216,8 +216,10 @@ class TrainingSection(Section):
     """A saved ICLM of the same base and configuration (a run folder or RUN/stages/invariant) to start from; null means afresh."""
     batch_size: int = Field(default=16, ge=1)
     """Examples in a batch, at most."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Padded tokens in a batch, at most (a longer sequence is a batch of its own); null means no limit."""
     auto_find_batch_size: bool = False
-    """Where memory runs out, start again with a smaller batch (accelerate's rule: a tenth less each time)."""
+    """Where memory runs out, start again with a tenth less in a batch, of examples and tokens (accelerate's rule)."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Batches in an optimizer step."""
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -273,6 +275,8 @@ class Recipe(Section):
     """Base model: smollm2-135m, a folder, a GGUF file or a hub id."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the frozen base; auto means bfloat16 where the device is fast at it."""
+    quantization: Literal["none", "nf4"] = "none"
+    """nf4: the base's linear layers in 4 bits (QLoRA's; needs an NVIDIA GPU and iclm[4bit]); none: in dtype."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the adapters' start, the data order and everything else drawn."""
     model: ModelSection = ModelSection()

@@ -1,8 +1,13 @@
 """Batches of several epochs: as many in each, and every pack once an epoch."""
 
 import random
+from collections import Counter
+from itertools import pairwise
 
 import pytest
+from accelerate.data_loader import BatchSamplerShard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iclm.data.collation import Branch, LengthBucketedBatches, Pack
 from iclm.training.batches import EvenBatches
@@ -47,3 +52,65 @@ def test_a_later_stage_goes_on_with_the_orders_that_follow(packs):
     plain = epochs(LengthBucketedBatches(packs, 16, 0))
     for first in (1, 4):
         assert epochs(EvenBatches(packs, 16, 0, 1, first), 1) == [plain[first]]
+
+
+PACKS = st.lists(
+    st.lists(st.integers(1, 30), min_size=1, max_size=4).map(
+        lambda lengths: Pack((), tuple(Branch((1,) * length, 1, 0) for length in lengths))
+    ),
+    min_size=1,
+    max_size=60,
+)
+
+
+def examples_of(packs, batch):
+    return sum(len(packs[number].branches) for number in batch)
+
+
+def padded_tokens(packs, batch):
+    return len(batch) * max(packs[number].tokens for number in batch)
+
+
+@given(packs=PACKS, size=st.integers(1, 12), tokens=st.integers(1, 300), seed=st.integers(0, 9))
+def test_batches_stay_within_both_limits_and_epochs_hold_every_pack_once(packs, size, tokens, seed):
+    found = epochs(EvenBatches(packs, size, seed, 3, batch_tokens=tokens), 3)
+    assert len({len(epoch) for epoch in found}) == 1
+    for epoch in found:
+        assert sorted(number for batch in epoch for number in batch) == list(range(len(packs)))
+        for batch in epoch:
+            within = examples_of(packs, batch) <= size and padded_tokens(packs, batch) <= tokens
+            assert within or len(batch) == 1, f"{batch} is beyond a limit and could have been cut"
+    assert epochs(EvenBatches(packs, size, seed, 3, batch_tokens=tokens), 3) == found, "seed and epoch decide the order"
+
+
+@given(packs=PACKS, size=st.integers(1, 12), seed=st.integers(0, 9))
+def test_a_budget_that_is_never_reached_changes_no_order(packs, size, seed):
+    plenty = size * max(pack.tokens for pack in packs) * len(packs)
+    assert epochs(LengthBucketedBatches(packs, size, seed, batch_tokens=plenty), 2) == epochs(
+        LengthBucketedBatches(packs, size, seed), 2
+    )
+
+
+def test_a_batch_is_closed_only_where_the_next_pack_would_not_fit(packs):
+    batches = LengthBucketedBatches(packs, 1000, 0, bucket=1000, batch_tokens=400)  # one bucket: all sorted by length
+    found = sorted(batches, key=lambda batch: [packs[number].tokens for number in batch])
+    assert len(found) > 3
+    for batch, following in pairwise(found):
+        assert padded_tokens(packs, [*batch, following[0]]) > 400
+
+
+def test_batches_of_a_budget_are_padded_little(packs):
+    found = list(LengthBucketedBatches(packs, 1000, 0, batch_tokens=400))
+    real = sum(pack.tokens for pack in packs)
+    in_order = sum(padded_tokens(packs, range(at, min(at + 8, 150))) for at in range(0, 150, 8))
+    assert sum(padded_tokens(packs, batch) for batch in found) - real < (in_order - real) / 4
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_share_all_batches(packs, processes):
+    batches = EvenBatches(packs, 16, 0, batch_tokens=300)
+    whole = Counter(map(tuple, batches))
+    shares = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
+    assert len({len(share) for share in shares}) == 1, "a process with fewer batches would leave the others waiting"
+    shared = Counter(tuple(batch) for share in shares for batch in share)
+    assert shared.keys() == whole.keys() and (shared - whole).total() < processes

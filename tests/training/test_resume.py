@@ -1,5 +1,6 @@
 """A training that was interrupted and goes on: it ends where it would have ended without the interruption."""
 
+import itertools
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import yaml
 
 from iclm.errors import CheckpointError, ConfigurationError, ICLMError
 from iclm.training.run import train
+from iclm.training.trainer import ICLMTrainer
 
 SETTINGS = {
     "model": {"lora_dropout": 0.1, "mix": "low_rank", "num_domains": 3},
@@ -271,3 +273,51 @@ def test_a_run_begun_before_a_field_of_the_recipe_was_there_can_be_resumed(
     (stopped / "recipe.yaml").write_text(yaml.safe_dump(saved))
     train(make_recipe(**SETTINGS), stopped, resume=True, progress_bar=False)
     assert_bitwise(weights(stopped), weights(whole))
+
+
+def out_of_memory(monkeypatch, rows, after):
+    """Let a training step of more than so many sequences run out of memory, the first `after` of them excepted."""
+    compute, passes = ICLMTrainer.compute_loss, itertools.count(1)
+
+    def small(self, model, inputs, *args, **kwargs):
+        if len(inputs["input_ids"]) > rows and next(passes) > after:
+            raise RuntimeError("CUDA out of memory. Tried to allocate more than there is")
+        return compute(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(ICLMTrainer, "compute_loss", small)
+
+
+SHRINKING = {"batch_size": 5, "auto_find_batch_size": True, "epochs": 2, "save_steps": 3}
+
+
+def test_the_log_holds_only_the_attempt_that_went_through(make_recipe, tmp_path, monkeypatch):
+    out_of_memory(monkeypatch, 4, after=3)
+    recipe = make_recipe(data={"pack": False}, training=SHRINKING)
+    _, record = train(recipe, tmp_path / "run", progress_bar=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, record["steps"] + 1))
+    assert record["steps"] == 12, "24 examples in batches of 4, twice"
+
+
+def test_a_training_that_shrank_its_batches_is_resumed_from_its_own_checkpoints(
+    make_recipe, tmp_path, monkeypatch, weights, assert_bitwise
+):
+    recipe = make_recipe(data={"pack": False}, training=SHRINKING)
+    out_of_memory(monkeypatch, 4, after=3)  # past the checkpoint of step 3
+    train(recipe, tmp_path / "whole", progress_bar=False)
+    monkeypatch.undo()
+    out_of_memory(monkeypatch, 4, after=3)
+    interrupt(recipe, tmp_path / "run", 5)  # the second attempt has not come to its first checkpoint
+    assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*")), "those of the first attempt are of no use"
+    shutil.rmtree(tmp_path / "run")
+    monkeypatch.undo()
+    out_of_memory(monkeypatch, 4, after=3)
+    interrupt(recipe, tmp_path / "run", 9)  # it has
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-3"]
+    train(recipe, tmp_path / "run", resume=True, progress_bar=False)
+    assert_bitwise(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("run", "whole")]
+    steps = [[json.loads(line)["step"] for line in log] for log in logs]
+    assert steps[0] == steps[1]
+    losses = [[json.loads(line).get("loss_lm") for line in log] for log in logs]
+    assert losses[0] == losses[1]

@@ -1,5 +1,6 @@
 """ICLMTrainer: what is trained on in which order, the loss, and the ways to spread a step that must change nothing."""
 
+import itertools
 import math
 
 import pytest
@@ -264,23 +265,78 @@ def test_a_recipe_reaches_the_trainer_arguments(make_recipe, tmp_path):
     assert (arguments.seed, arguments.data_seed) == (9, 9)
 
 
-def test_where_memory_runs_out_training_starts_again_with_smaller_batches(make_recipe, make_trainer, seen, monkeypatch):
-    recipe = make_recipe(method="lora", training={"batch_size": 8, "auto_find_batch_size": True}, data={"pack": False})
-    trainer = make_trainer(recipe)
-    forward = type(trainer.model).forward
+def memory_for(monkeypatch, trainer_or_model, rows, after=0):
+    """Let a forward pass of more than so many sequences run out of memory, the first `after` of them excepted."""
+    kind = type(getattr(trainer_or_model, "model", trainer_or_model))
+    forward, passes = kind.forward, itertools.count(1)
 
     def small(self, input_ids, **kwargs):
-        if len(input_ids) > 4:
+        if len(input_ids) > rows and next(passes) > after:
             raise RuntimeError("CUDA out of memory. Tried to allocate more than there is")
         return forward(self, input_ids, **kwargs)
 
-    monkeypatch.setattr(type(trainer.model), "forward", small)
+    monkeypatch.setattr(kind, "forward", small)
+
+
+def test_where_memory_runs_out_training_starts_again_with_smaller_batches(make_recipe, make_trainer, seen, monkeypatch):
+    recipe = make_recipe(method="lora", training={"batch_size": 8, "auto_find_batch_size": True}, data={"pack": False})
+    trainer = make_trainer(recipe)
+    memory_for(monkeypatch, trainer, 4)
     trainer.train()
     sizes = [len(batch) for batch in seen]
     assert sizes[0] == 8, "it tried what was asked for"
     done = sizes[next(i for i, size in enumerate(sizes) if size <= 4) :]
     assert max(done) == 4 and sum(done) == len(trainer.train_dataset), "every example once in batches that fit"
     assert lines(trainer, "loss_lm") and trainer.state.global_step == len(done)
+
+
+def test_the_attempt_that_goes_through_is_the_training_with_the_smaller_batch(
+    make_recipe, make_trainer, monkeypatch, assert_bitwise
+):
+    training = {"batch_size": 5, "learning_rate": 1e-2, "weight_decay": 0.1}
+    settings = {"method": "lora", "model": {"lora_dropout": 0.2}, "data": {"pack": False}}
+    smaller = make_trainer(make_recipe(training={**training, "batch_size": 4}, **settings))
+    smaller.train()
+    trainer = make_trainer(make_recipe(training={**training, "auto_find_batch_size": True}, **settings))
+    memory_for(monkeypatch, trainer, 4, after=3)
+    trainer.train()
+    assert_bitwise(own(trainer), own(smaller))
+    assert lines(trainer, "loss_lm") == lines(smaller, "loss_lm")
+
+
+def test_the_token_budget_shrinks_with_the_batch(make_recipe, make_trainer, seen, monkeypatch):
+    training = {"batch_size": 100, "batch_tokens": 600, "auto_find_batch_size": True}
+    trainer = make_trainer(make_recipe(method="lora", training=training, data={"pack": False}))
+    forward = type(trainer.model).forward
+
+    def small(self, input_ids, **kwargs):
+        if input_ids.numel() > 400:
+            raise RuntimeError("CUDA out of memory. Tried to allocate more than there is")
+        return forward(self, input_ids, **kwargs)
+
+    monkeypatch.setattr(type(trainer.model), "forward", small)
+    trainer.train()
+    size = trainer._train_batch_size
+    rows = [row for batch in seen[-trainer.state.global_step :] for row in batch]
+    assert len(rows) == len(trainer.train_dataset)
+    assert max(len(batch) * len(batch[0]) for batch in seen[-trainer.state.global_step :]) <= 600 * size // 100 <= 440
+    assert size > 50, "the budget shrank with the batch, not only the batch down to where it counts"
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_batches_of_a_token_budget_are_weighted_by_their_labels(make_recipe, make_trainer, seen, pack):
+    """One accumulated step over all batches of an epoch, cut by the budget, is the step of one batch of everything."""
+    found = []
+    for training in ({"batch_size": 24}, {"batch_size": 24, "batch_tokens": 300, "gradient_accumulation": 100}):
+        seen.clear()
+        settings = {"learning_rate": 1e-2, "warmup": 0.0, "schedule": "constant_with_warmup", "max_grad_norm": 0}
+        trainer = make_trainer(make_recipe(model=LINEAR, data={"pack": pack}, training={**settings, **training}))
+        trainer.train()
+        assert trainer.state.global_step == 1
+        found.append((trainer.state.log_history[0], len(seen), {len(batch) * len(batch[0]) for batch in seen}))
+    assert found[0][1] == 1 < found[1][1] and len(found[1][2]) > 1
+    for name in ("loss", "loss_lm", "loss_invariant", "loss_domain", "grad_norm"):
+        assert found[0][0][name] == pytest.approx(found[1][0][name], rel=1e-4), name
 
 
 def test_without_leave_to_shrink_the_batch_memory_that_runs_out_is_an_error(make_recipe, make_trainer, monkeypatch):

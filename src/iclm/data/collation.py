@@ -226,12 +226,23 @@ class LengthBucketedBatches:
         batch_size: examples (branches) in a batch, at most; a pack larger than that is a batch of its own.
         seed: of the order.
         bucket: batches whose packs are sorted by length together.
+        batch_tokens: padded tokens (packs times the longest) of a batch, at most; a pack longer than that is a batch of
+            its own. None means no limit.
 
     Iterating gives lists of pack numbers; every pack occurs exactly once an epoch.
     """
 
-    def __init__(self, packs: Sequence[Pack], batch_size: int, seed: int = 0, bucket: int = 16) -> None:
-        self.packs, self.batch_size, self.seed, self.bucket = packs, batch_size, seed, bucket
+    def __init__(
+        self,
+        packs: Sequence[Pack],
+        batch_size: int,
+        seed: int = 0,
+        bucket: int = 16,
+        batch_tokens: int | None = None,
+    ) -> None:
+        self.packs, self.seed, self.bucket = packs, seed, bucket
+        # not `batch_size`: of several processes each would skip, as incomplete, batches that are not of that length
+        self.batch_examples, self.batch_tokens = batch_size, batch_tokens
         self.drop_last = False
         self.epoch = 0
         self._length: int | None = None
@@ -254,24 +265,35 @@ class LengthBucketedBatches:
         source = random.Random(f"{self.seed}/{self.epoch}")
         source.shuffle(order)
         batches: list[list[int]] = []
-        mean = sum(len(pack.branches) for pack in self.packs) / max(len(self.packs), 1)
-        span = max(1, round(self.bucket * self.batch_size / max(mean, 1)))
+        span = self._span()
         for start in range(0, len(order), span):
             near = sorted(order[start : start + span], key=lambda index: self.packs[index].tokens)
-            batches.extend(chunk(near, lambda index: len(self.packs[index].branches), self.batch_size))
+            batches.extend(self._cut(near))
         source.shuffle(batches)
         return batches
 
+    def _span(self) -> int:
+        """Packs that are sorted together: as many as fill `bucket` batches."""
+        count = max(len(self.packs), 1)
+        mean = sum(len(pack.branches) for pack in self.packs) / count
+        span = round(self.bucket * self.batch_examples / max(mean, 1))
+        if self.batch_tokens is not None:
+            mean = sum(pack.tokens for pack in self.packs) / count
+            span = min(span, round(self.bucket * self.batch_tokens / max(mean, 1)))
+        return max(1, span)
 
-def chunk(items: Iterable[int], weight, limit: int) -> Iterator[list[int]]:
-    """Cut a sequence into runs whose weights sum to at most `limit` (a heavier item is a run of its own)."""
-    run: list[int] = []
-    total = 0
-    for item in items:
-        if run and total + weight(item) > limit:
-            yield run
-            run, total = [], 0
-        run.append(item)
-        total += weight(item)
-    if run:
-        yield run
+    def _cut(self, near: Iterable[int]) -> Iterator[list[int]]:
+        """Cut pack numbers, sorted by length, into batches within the limits."""
+        batch: list[int] = []
+        examples = 0
+        for index in near:
+            pack = self.packs[index]
+            padded = (len(batch) + 1) * pack.tokens  # the last is the longest
+            full = examples + len(pack.branches) > self.batch_examples
+            if batch and (full or (self.batch_tokens is not None and padded > self.batch_tokens)):
+                yield batch
+                batch, examples = [], 0
+            batch.append(index)
+            examples += len(pack.branches)
+        if batch:
+            yield batch

@@ -42,7 +42,7 @@ def load_run(folder: str | Path, **kwargs: Any) -> Run:
     """Load a run folder.
 
     Args:
-        kwargs: passed on to `ICLMForCausalLM.from_pretrained` (`base`, `dtype`).
+        kwargs: passed on to `ICLMForCausalLM.from_pretrained` (`base`, `dtype`, `quantization`).
 
     Raises:
         CheckpointError: not a run folder, an unfinished run, a damaged file or another base.

@@ -93,10 +93,11 @@ def earlier_run(run: Run, folder: Path | None = None, base: str | None = None) -
         folder = run.folder / STAGE
         if not folder.is_dir():
             return None
+    quantization = run.model.config.base["quantization"]  # one base for both
     if (folder / FINISHED).is_file():
-        found = load_run(folder, base=base)
+        found = load_run(folder, base=base, quantization=quantization)
     else:
-        model = ICLMForCausalLM.from_pretrained(folder, base=base).to(run.model.device)
+        model = ICLMForCausalLM.from_pretrained(folder, base=base, quantization=quantization).to(run.model.device)
         found = Run(folder, model, run.tokenizer, run.record)
     if found.model.config.base.get("fingerprint") != run.model.config.base.get("fingerprint"):
         raise ConfigurationError(

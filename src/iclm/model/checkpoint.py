@@ -91,13 +91,18 @@ def load_own_state(model: ICLMForCausalLM, state: dict[str, torch.Tensor], folde
 
 
 def load_named_base(
-    config: ICLMConfig, base: str | None = None, dtype: Any = "auto", **options: Any
+    config: ICLMConfig, base: str | None = None, dtype: Any = "auto", quantization: str | None = None, **options: Any
 ) -> PreTrainedModel:
-    """Load the base that a configuration names, or the one given instead; raises `CheckpointError` if none is named."""
+    """Load the base that a configuration names, or the one given instead; raises `CheckpointError` if none is named.
+
+    Args:
+        quantization: None means that of the configuration.
+    """
     name = base or config.base.get("name")
     if not name:
         raise CheckpointError("the base model has no name or path; pass base= (a model, a folder or a hub id)")
-    return load_base(name, dtype, **options)
+    quantization = config.base.get("quantization", "none") if quantization is None else quantization
+    return load_base(name, dtype, quantization, **options)
 
 
 def check_fingerprint(config: ICLMConfig, found: str, name: str) -> None:

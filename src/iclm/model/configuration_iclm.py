@@ -35,7 +35,7 @@ class ICLMConfig(PreTrainedConfig):
     """Configuration of an `ICLMForCausalLM` (Gendron et al., arXiv 2402.02636).
 
     Args:
-        base: where the frozen base came from: `name`, `dtype` and, once built, `fingerprint`.
+        base: where the frozen base came from: `name` and, once built, `dtype`, `quantization` and `fingerprint`.
         method: "iclm", or "lora" for plain LoRA: the invariant module alone, no router, no domain module.
         num_domains: K, the number of domain-specific modules; 0 with method "lora" and only there.
         active_domains: how many domain modules the router activates for each example, 1 <= active <= K.

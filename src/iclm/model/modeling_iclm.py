@@ -22,7 +22,7 @@ from iclm.errors import BackboneError, ConfigurationError
 from iclm.model import checkpoint
 from iclm.model.aggregator import build_aggregator, weigh
 from iclm.model.attention import use_fast_attention
-from iclm.model.backbone import Head, anatomy, check_head, fingerprint, freeze, load_base, require_decoder
+from iclm.model.backbone import Head, anatomy, check_head, freeze, identify, load_base, require_decoder
 from iclm.model.cache import ICLMCache
 from iclm.model.compiling import compile_layers
 from iclm.model.configuration_iclm import ICLMConfig
@@ -33,6 +33,7 @@ from iclm.model.modules import Activation, AdaptedLayer, LoRABank, Runtime, adap
 from iclm.model.outputs import Encoded, ICLMOutput
 from iclm.model.packing import Packing
 from iclm.model.plan import INVARIANT, ActivationPlan, Route
+from iclm.model.quantization import parameter_count
 from iclm.model.router import build_router
 from iclm.model.routing import RoutingMixin
 
@@ -70,15 +71,16 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         super().__init__(config)
         if any(isinstance(module, (AdaptedLayer, LoRABank)) for module in base.modules()):
             raise BackboneError("the base is adapted already, by another ICLM; load it anew")
+        quantization, found = identify(base)
         freeze(base)
         use_fast_attention(base)
         check_head(base, parts)
-        found = fingerprint(dict(base.named_parameters()))
         checkpoint.check_fingerprint(
             config, found, getattr(base.config, "_name_or_path", "") or config.base.get("name", "")
         )
         config.base["fingerprint"] = found
-        config.base["dtype"] = str(next(base.parameters()).dtype).removeprefix("torch.")
+        config.base["dtype"] = str(base.dtype).removeprefix("torch.")
+        config.base["quantization"] = quantization
         of_base = {id(tensor) for tensor in (*base.parameters(), *base.buffers())}
         self.generation_config = base.generation_config
         self.base = base
@@ -93,14 +95,22 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         for module in (self.router, self.aggregator, self.independence):
             if module is not None:
                 module.to(base.device)
+        # a packed weight's scales are in the state dict too, but are neither parameters nor buffers
+        own = {id(tensor) for tensor in (*self.parameters(), *self.buffers())} - of_base
         state = self.state_dict(keep_vars=True)
-        self.own_names = frozenset(name for name, tensor in state.items() if id(tensor) not in of_base)
+        self.own_names = frozenset(name for name, tensor in state.items() if id(tensor) in own)
 
     # -- making, saving, loading ---------------------------------------------------------------------------------------
 
     @classmethod
     def from_base(
-        cls, base: str | PreTrainedModel, config: ICLMConfig | None = None, *, dtype: Any = "auto", **settings: Any
+        cls,
+        base: str | PreTrainedModel,
+        config: ICLMConfig | None = None,
+        *,
+        dtype: Any = "auto",
+        quantization: str = "none",
+        **settings: Any,
     ) -> ICLMForCausalLM:
         """Make a fresh ICLM, which gives the base model's own logits.
 
@@ -108,6 +118,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
             base: name of a base model (see `iclm.model.backbone`), or a loaded one, which is frozen and adapted in place.
             config: an `ICLMConfig`; else one is made from `settings`.
             dtype: of the base's weights: "auto", a name or a torch dtype; a loaded base keeps its own.
+            quantization: "none" or "nf4", a 4-bit base on the GPU; a loaded base keeps its own (see `load_base`).
             settings: fields of `ICLMConfig`.
 
         Raises:
@@ -117,7 +128,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         config = config if config is not None else ICLMConfig(**settings)
         if isinstance(base, str):
             config.base["name"] = base
-            base = load_base(base, dtype)
+            base = load_base(base, dtype, quantization)
         else:
             config.base.setdefault("name", getattr(base.config, "_name_or_path", "") or "")
         return cls(config, base)
@@ -130,6 +141,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         config: ICLMConfig | None = None,
         base: str | PreTrainedModel | None = None,
         dtype: Any = "auto",
+        quantization: str | None = None,
         **kwargs: Any,
     ) -> ICLMForCausalLM:
         """Load an ICLM saved by `save_pretrained`; it is in evaluation mode.
@@ -137,7 +149,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         Args:
             pretrained_model_name_or_path: the folder.
             base: the base model, or where it lies now, if not where the configuration says.
-            dtype: of the base's weights; "auto" means as they were when the ICLM was made.
+            dtype, quantization: of the base's weights; "auto" and None mean as they were when the ICLM was made.
             kwargs: `device_map` (a device) moves the model there; `attn_implementation`, `revision`, `token` and
                 `local_files_only` are for the base.
 
@@ -151,7 +163,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         if not isinstance(base, PreTrainedModel):
             options = {name: kwargs[name] for name in BASE_OPTIONS if kwargs.get(name) is not None}
             dtype = config.base.get("dtype", "auto") if dtype in (None, "auto") else dtype
-            base = checkpoint.load_named_base(config, base, dtype, **options)
+            base = checkpoint.load_named_base(config, base, dtype, quantization, **options)
         model = cls(config, base)
         checkpoint.load_own_state(model, state, folder)
         if kwargs.get("device_map") not in (None, "auto"):
@@ -200,13 +212,13 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the base's weights."""
-        return next(self.base.parameters()).dtype
+        """Dtype of the base's weights, those that are not quantised."""
+        return self.base.dtype
 
     @property
     def base_parameters(self) -> int:
         """Number of parameters of the frozen base."""
-        return sum(p.numel() for name, p in self.named_parameters() if name not in self.own_names)
+        return sum(parameter_count(p) for name, p in self.named_parameters() if name not in self.own_names)
 
     def train(self, mode: bool = True) -> ICLMForCausalLM:
         """Set training mode; the frozen base itself stays in evaluation mode, so that its own dropout is off."""

@@ -162,7 +162,9 @@ def quickstart(
     del lora
 
     say("evaluating the untouched base model")
-    base = ICLMForCausalLM.from_base(recipe.base, ICLMConfig(method="lora"), dtype=recipe.dtype).eval()
+    base = ICLMForCausalLM.from_base(
+        recipe.base, ICLMConfig(method="lora"), dtype=recipe.dtype, quantization=recipe.quantization
+    ).eval()
     measure(base, "base", ("mixture",))
 
     summary: dict[str, Any] = {

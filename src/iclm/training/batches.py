@@ -15,13 +15,21 @@ class EvenBatches(LengthBucketedBatches):
     """`LengthBucketedBatches` where an epoch that would have fewer batches than another has its largest ones halved.
 
     Args:
-        packs, batch_size, seed: as there.
+        packs, batch_size, seed, batch_tokens: as there.
         epochs: how many epochs there will be.
         first: the epoch whose order comes first: a later stage goes on where an earlier one ended.
     """
 
-    def __init__(self, packs: Sequence[Pack], batch_size: int, seed: int = 0, epochs: int = 1, first: int = 0) -> None:
-        super().__init__(packs, batch_size, seed)
+    def __init__(
+        self,
+        packs: Sequence[Pack],
+        batch_size: int,
+        seed: int = 0,
+        epochs: int = 1,
+        first: int = 0,
+        batch_tokens: int | None = None,
+    ) -> None:
+        super().__init__(packs, batch_size, seed, batch_tokens=batch_tokens)
         self.first, self._even = first, 0
         for epoch in range(epochs):
             self.set_epoch(epoch)

@@ -7,7 +7,7 @@
 The base is frozen, so that these features are a pure function of the text; without them every step of every epoch pays a
 pass of its own. A router at or below the split reads the trunk that runs in any case and needs nothing of this.
 
-The key is a SHA-256 over the token ids of all packs and over what else decides the bits of the result: the base, its dtype and
+The key is a SHA-256 over the token ids of all packs and over what else decides the bits of the result: the base, its dtype, quantisation and
 attention, the layer, device, threads and versions. So a training is bitwise the same whether the file was there or not.
 What a key cannot see (the fingerprint of a base rounds its weights, and leaves out its configuration) is found by computing the
 longest pack anew and comparing. A file holds 4 bytes a hidden dimension and example; it may be deleted at any time.
@@ -95,6 +95,7 @@ def features_key(model: ICLMForCausalLM, packs: Sequence[Pack]) -> str:
         "form": FORM,
         "base": model.config.base["fingerprint"],
         "dtype": str(model.dtype),
+        "quantization": model.config.base.get("quantization"),
         "attention": getattr(model.base.config, "_attn_implementation", None),
         "layer": model.config.feature_layer,
         "compiled": model.compiled,

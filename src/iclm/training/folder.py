@@ -218,7 +218,9 @@ class Clock(TrainerCallback):
 
 
 class LogFile(TrainerCallback):
-    """Appends every line of the Trainer's log to a file.
+    """Appends every line of the Trainer's log to a file; it and the checkpoints are those of one attempt.
+
+    Where memory runs out and the Trainer begins again with smaller batches, what the attempt before it left is removed.
 
     Args:
         before: steps of earlier stages, which `step` counts too.
@@ -227,6 +229,13 @@ class LogFile(TrainerCallback):
 
     def __init__(self, path: Path, before: int, extra: Callable[[dict[str, float]], None] | None) -> None:
         self.path, self.before, self.extra = path, before, extra
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remove what is of later steps than the one that the training begins after."""
+        keep_log(self.path, self.before + state.global_step)
+        for folder in Path(args.output_dir).glob("checkpoint-*"):
+            if checkpoint_step(folder) > state.global_step:
+                shutil.rmtree(folder)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Write one line."""

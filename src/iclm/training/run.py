@@ -27,6 +27,7 @@ from iclm.errors import ConfigurationError
 from iclm.evaluation.runs import FINISHED, context_length
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import load_own_state, read_weights
+from iclm.model.quantization import check_quantization
 from iclm.recipe import Recipe, dump_recipe, parse_recipe
 from iclm.training.features import with_features
 from iclm.training.folder import (
@@ -58,7 +59,7 @@ def build_model(recipe: Recipe) -> ICLMForCausalLM:
     settings = recipe.model.model_dump()
     config = ICLMConfig(method=recipe.method, seed=recipe.seed, **settings)
     config.base["name"] = recipe.base
-    return ICLMForCausalLM.from_base(recipe.base, config, dtype=recipe.dtype)
+    return ICLMForCausalLM.from_base(recipe.base, config, dtype=recipe.dtype, quantization=recipe.quantization)
 
 
 def training_arguments(recipe: Recipe, out: Path, stage: Stage | None = None) -> TrainingArguments:
@@ -123,6 +124,7 @@ def make_trainer(
         packs,
         pad=pad,
         router_examples=section.router_examples,
+        batch_tokens=section.batch_tokens,
         rates=Rates(section.aggregator_learning_rate, section.router_learning_rate, section.critic_learning_rate),
         independence=Ramp(section.mi_start, section.mi_ramp),
         stage=stage,
@@ -156,6 +158,7 @@ def train(
     started = time.perf_counter()
     recipe = parse_recipe(recipe.model_dump())  # a recipe may have been changed since it was read
     check_folder(out, overwrite=overwrite, resume=resume)
+    check_quantization(recipe.quantization)
     place = resumption(recipe, out) if resume else Resumption(left=stages_of(recipe.training))
     started -= place.spent
     # everything that can be wrong is found before the folder is touched
@@ -202,7 +205,8 @@ def train(
         "stages": records,
         "trainable_parameters": trainable,
         "base_parameters": model.base_parameters,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.config.base["dtype"],
+        "quantization": model.config.base["quantization"],
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         "versions": {
@@ -256,7 +260,9 @@ def _start_router(recipe: Recipe, model: ICLMForCausalLM, packs: list[Pack], pad
     """Fit the router to the first training examples, unless it came fitted."""
     if not bool(getattr(model.router, "fitted", False)):
         section = recipe.training
-        model.fit_router(router_batches(packs, section.batch_size, recipe.seed, pad, section.router_examples))
+        model.fit_router(
+            router_batches(packs, section.batch_size, recipe.seed, pad, section.router_examples, section.batch_tokens)
+        )
 
 
 def _end_stage(folder: Path, model: ICLMForCausalLM, tokenizer: Any, record: dict[str, Any]) -> None:

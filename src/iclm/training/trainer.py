@@ -26,15 +26,16 @@ from iclm.model import checkpoint
 from iclm.model.health import CollapseWatch, RouterHealth
 from iclm.model.modeling_iclm import ICLMForCausalLM
 from iclm.training.batches import EvenBatches
+from iclm.training.restart import Beginning
 from iclm.training.stages import Ramp, Rates, Stage, is_invariant
 
 
 def router_batches(
-    packs: Sequence[Pack], batch_size: int, seed: int, pad: int, examples: int
+    packs: Sequence[Pack], batch_size: int, seed: int, pad: int, examples: int, batch_tokens: int | None = None
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The first batches of a training, until they hold so many examples: what the router is started from."""
     seen = 0
-    for numbers in LengthBucketedBatches(packs, batch_size, seed):
+    for numbers in LengthBucketedBatches(packs, batch_size, seed, batch_tokens=batch_tokens):
         yield collate([packs[number] for number in numbers], pad)
         seen += sum(len(packs[number].branches) for number in numbers)
         if seen >= examples:
@@ -71,6 +72,8 @@ class ICLMTrainer(Trainer):
             its extra pass in every step.
         pad: id of the pad token.
         router_examples: how many examples the router is started from.
+        batch_tokens: padded tokens of a batch, at most; None means no limit. Where `auto_find_batch_size` makes the
+            batches smaller, it shrinks in proportion.
         rates: learning rates of aggregator, router and critics.
         independence: weight of the independence loss over the steps; None means the same in all.
         stage: what is trained; its `epochs` are those of `args`. None means a joint training.
@@ -89,18 +92,20 @@ class ICLMTrainer(Trainer):
         *,
         pad: int = 0,
         router_examples: int = 256,
+        batch_tokens: int | None = None,
         rates: Rates | None = None,
         independence: Ramp | None = None,
         stage: Stage | None = None,
         **kwargs: Any,
     ) -> None:
-        self.router_examples, self.pad = router_examples, pad
+        self.router_examples, self.pad, self.batch_tokens = router_examples, pad, batch_tokens
         self.rates, self.independence, self.stage = rates or Rates(), independence or Ramp(), stage or Stage()
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._logged_step = 0
+        self._beginning: Beginning | None = None
         domains = (branch.domain for pack in train_dataset or () for branch in pack.branches)
         self._health = RouterHealth(model.config.num_domains, 1 + max(domains, default=-1))
-        self._watch = None if model.config.router.startswith("fixed:") else CollapseWatch()
+        self._watch = self._new_watch(model)
         super().__init__(
             model=model,
             args=args,
@@ -113,15 +118,31 @@ class ICLMTrainer(Trainer):
 
     def batches(self, packs: Sequence[Pack], epochs: int = 1, first: int = 0) -> LengthBucketedBatches:
         """The batches of so many epochs, whose first has the order of epoch `first`."""
-        return EvenBatches(packs, self._train_batch_size, self.args.seed, epochs, first)
+        size, tokens = self._train_batch_size, self.batch_tokens
+        if tokens is not None:  # the size is smaller than asked for where memory ran out
+            tokens = max(1, tokens * size // self.args.train_batch_size)
+        return EvenBatches(packs, size, self.args.seed, epochs, first, tokens)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of training packs; asked for again where memory ran out and the batches are to be smaller."""
-        if self._train_batch_size != self.args.train_batch_size:
-            self._terms.clear()
-            self._health.clear()
-            self._logged_step = 0
+        if self.args.auto_find_batch_size:
+            if self._beginning is None:
+                self._beginning = Beginning(self.model, self.optimizer, self._logged_step)
+            else:
+                self._begin_again(self._beginning)
         return self._loader(self.train_dataset, math.ceil(self.args.num_train_epochs), self.stage.first_epoch)
+
+    def _begin_again(self, beginning: Beginning) -> None:
+        """Undo what the attempt that ran out of memory has learned and counted."""
+        beginning.restore(self.model)
+        self.optimizer, self._logged_step = beginning.optimizer, beginning.step
+        self._terms.clear()
+        self._health.clear()
+        self._watch = self._new_watch(self.model)
+
+    @staticmethod
+    def _new_watch(model: ICLMForCausalLM) -> CollapseWatch | None:
+        return None if model.config.router.startswith("fixed:") else CollapseWatch()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batches of evaluation packs."""
@@ -138,8 +159,10 @@ class ICLMTrainer(Trainer):
         if bool(getattr(self.model.router, "fitted", True)):
             return 0
         size, seed = self.args.per_device_train_batch_size, self.args.seed
-        batches = router_batches(self.train_dataset, size, seed, self.pad, self.router_examples)  # type: ignore[arg-type]
-        return self.model.fit_router(batches)
+        packs: Any = self.train_dataset
+        return self.model.fit_router(
+            router_batches(packs, size, seed, self.pad, self.router_examples, self.batch_tokens)
+        )
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Fit the router, unless a checkpoint brings one, and train."""
@@ -152,6 +175,7 @@ class ICLMTrainer(Trainer):
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
             self.model.mi_scale = 1.0
+            self._beginning = None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer on the groups at the head of this module; what the stage does not train is left out."""
