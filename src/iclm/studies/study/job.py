@@ -2,13 +2,15 @@
 
 FOLDER/job.json      what it is given (`iclm.studies.study.grid`)
 FOLDER/run/          the run folder of its training
+FOLDER/xlora/        in place of it, what X-LoRA learned (`iclm.studies.study.xlora`)
 FOLDER/rows.jsonl    a line a module and evaluated source
 FOLDER/done.json     seconds, versions and device; written last, so that a folder that holds it is whole
 FOLDER/failed.json   in place of it, where the job failed; gone when it is started again
 
     python -m iclm.studies.study.job FOLDER
 
-A job that was cut short goes on from the last checkpoint of its training, or with the evaluation of it.
+A job that was cut short goes on from the last checkpoint of its training (X-LoRA has none and is trained anew), or with
+the evaluation of it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 import torch
 import transformers
 from filelock import FileLock, Timeout
+from transformers import PreTrainedModel
 
 from iclm.data.collation import EncodedExample, by_group, encode
 from iclm.data.example import Example, Message
@@ -36,15 +39,18 @@ from iclm.errors import CheckpointError, ConfigurationError, ICLMError
 from iclm.evaluation.evaluate import evaluate_choices
 from iclm.evaluation.metrics import majority_baseline
 from iclm.evaluation.runs import FINISHED, context_length, load_run
-from iclm.evaluation.scoring import score
+from iclm.evaluation.scoring import score, score_plain
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import read_json
 from iclm.recipe import DataSource, Recipe, parse_recipe
+from iclm.studies.study import xlora
+from iclm.studies.study.recipe import XLora
 from iclm.training.folder import RECIPE
 from iclm.training.run import device_name, train
 from iclm.version import __version__
 
-SPEC, ROWS, DONE, FAILED, LOCK, RUN = "job.json", "rows.jsonl", "done.json", "failed.json", "lock", "run"
+SPEC, ROWS, DONE, FAILED, LOCK = "job.json", "rows.jsonl", "done.json", "failed.json", "lock"
+RUN, XLORA = "run", "xlora"
 BUSY = 75  # exit code: another process does this job (EX_TEMPFAIL of sysexits.h)
 
 
@@ -67,13 +73,18 @@ def run_job(folder: Path) -> dict[str, Any]:
         recipe = parse_recipe(spec["recipe"], str(folder / SPEC))
         sources = [DataSource.model_validate(values) for values in spec["evaluate"]]
         tokenizer = load_tokenizer(recipe.base)
+        model: Any
+        record: dict[str, Any]
         if spec["kind"] == "base":
             model = ICLMForCausalLM.from_base(recipe.base, ICLMConfig(method="lora"), dtype=recipe.dtype)
             model.to("cuda" if torch.cuda.is_available() else "cpu")
             domains = domain_numbers(read_sources(recipe.data.train))
-            record: dict[str, Any] = {"train_seconds": 0.0, "examples_seen": 0, "trainable_parameters": 0}
+            record = {"train_seconds": 0.0, "examples_seen": 0, "trainable_parameters": 0}
         else:
-            model, record = _trained(recipe, folder / RUN)
+            if spec["kind"] == "xlora":
+                model, record = xlora.trained(recipe, XLora.model_validate(spec["xlora"]), tokenizer, folder / XLORA)
+            else:
+                model, record = _trained(recipe, folder / RUN)
             domains = {name: number for number, name in enumerate(record["domains"])}
         rows = evaluate_job(model.eval(), tokenizer, recipe, sources, domains, shots=spec["shots"])
         device = device_name(model.device)
@@ -101,6 +112,7 @@ def run_job(folder: Path) -> dict[str, Any]:
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
                 "python": platform.python_version(),
+                **({"peft": record["peft"]} if "peft" in record else {}),
             },
         }
         with atomic_write(folder / DONE, overwrite=True) as stream:
@@ -123,7 +135,7 @@ def _trained(recipe: Recipe, out: Path) -> tuple[ICLMForCausalLM, dict[str, Any]
 
 
 def evaluate_job(
-    model: ICLMForCausalLM,
+    model: ICLMForCausalLM | PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
     sources: Sequence[DataSource],
@@ -134,6 +146,7 @@ def evaluate_job(
     """Accuracy of every module on every source.
 
     Args:
+        model: in evaluation mode; one that is no ICLM has the one module "mixture".
         sources: generated problems or files; their domains are those of the training where they share a name.
         shots: solved training examples of the same domain before each question.
 
@@ -144,8 +157,9 @@ def evaluate_job(
         question first, as hexadecimal digits), and where a router chose `routes`, how often each domain module was chosen.
     """
     trained = {train_name(source) for source in recipe.data.train}
-    modules = list(model.config.module_names)
-    if model.config.num_domains >= len(domains) > 0 and "mixture" in modules:
+    ours = model if isinstance(model, ICLMForCausalLM) else None
+    modules = [] if ours is None else list(ours.config.module_names)
+    if ours is not None and ours.config.num_domains >= len(domains) > 0 and "mixture" in modules:
         modules.append("oracle")
     demonstrations = read_sources(recipe.data.train) if shots else []
     rows: list[dict[str, Any]] = []
@@ -155,7 +169,10 @@ def evaluate_job(
             found = with_shots(found, demonstrations, shots, recipe.seed)
         examples = encode(found, tokenizer, domains=domains, max_tokens=context_length(model))
         asked = [name for name in modules if name != "oracle" or _known(examples)]
-        scores = score(model, examples, modules=asked, pad=tokenizer.pad_token_id)
+        pad = tokenizer.pad_token_id
+        scores = (
+            score_plain(model, examples, pad=pad) if ours is None else score(ours, examples, modules=asked, pad=pad)
+        )
         fixed: dict[str, Any] = {
             "test_set": train_name(source),
             "shifted": train_name(source) not in trained if source.shifted is None else source.shifted,
