@@ -16,6 +16,7 @@ from iclm.data.collation import (
     collate,
     encode,
     make_pack,
+    split_pack,
     training_packs,
 )
 from iclm.data.example import Example, Message
@@ -200,6 +201,12 @@ def test_a_pack_holds_its_sequences_and_labels_stay_in_branches(sequences):
         while shared < limit and len({w[shared] for w in whole}) == 1:
             shared += 1
         assert len(pack.prefix) == shared, "the prefix is as long as it can be"
+
+
+@given(SEQUENCES)
+def test_a_pack_is_split_into_the_sequences_that_it_was_made_of(sequences):
+    branches = [Branch((*prompt, *labels), len(labels), number) for number, (prompt, labels) in enumerate(sequences)]
+    assert split_pack(make_pack(branches)) == [make_pack([branch]) for branch in branches]
 
 
 def encoded_like(group, domain, tokens=(5, 6)):

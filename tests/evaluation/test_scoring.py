@@ -1,5 +1,7 @@
 """Scoring: whatever is shared or packed, a score is that of its (prompt, choice) pair run on its own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from iclm.data.acre import generate
 from iclm.data.collation import EncodedExample, encode
 from iclm.data.example import Example, Message
 from iclm.errors import ConfigurationError, DataError
-from iclm.evaluation.scoring import chains, score
+from iclm.evaluation.scoring import chains, score, score_plain
 from iclm.model.modules import LoRABank
 
 ROUTES = ("route_0", "route_1", "route_2")
@@ -111,6 +113,21 @@ def test_scores_without_packs_are_the_same(llama, case):
         for one, other in zip(packed.choices[module], apart.choices[module], strict=True):
             assert one.tolist() == pytest.approx(other.tolist(), abs=2e-5)
     assert_scores(apart, llama, CASES[case], ("mixture", "domain_1"))
+
+
+@pytest.mark.parametrize("limit", [1, 60, 4096])
+def test_a_plain_model_scores_as_the_fresh_plain_lora_made_from_it(load_tiny_base, make_iclm, architecture, limit):
+    items = [one for case in CASES.values() for one in case]
+    plain = score_plain(load_tiny_base(architecture), items, tokens_per_batch=limit)
+    ours = score(make_iclm(architecture, method="lora", fresh=True), items)
+    assert list(plain.choices) == ["mixture"] and not len(plain.routes) and not plain.states
+    for one, other in zip(plain.choices["mixture"], ours.choices["mixture"], strict=True):
+        assert one.tolist() == pytest.approx(other.tolist(), abs=1e-4)
+
+
+def test_a_plain_model_scores_nothing_without_choices(load_tiny_base):
+    with pytest.raises(DataError, match="no choices"):
+        score_plain(load_tiny_base(), [replace(item(P[0], [[5]]), choices=())])
 
 
 @pytest.mark.parametrize("module", ["mixture", "oracle", "invariant", "domain_2", "route_1"])

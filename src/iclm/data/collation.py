@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -151,6 +151,11 @@ def make_pack(sequences: Sequence[Branch]) -> Pack:
         shared += 1
     branches = tuple(Branch(branch.tokens[shared:], branch.labelled, branch.domain) for branch in sequences)
     return Pack(first[:shared], branches)
+
+
+def split_pack(pack: Pack) -> list[Pack]:
+    """The branches of a pack as whole sequences of their own, in their order."""
+    return [Pack((), (replace(branch, tokens=pack.prefix + branch.tokens),)) for branch in pack.branches]
 
 
 def by_group(encoded: Iterable[EncodedExample]) -> Iterator[list[EncodedExample]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iclm.errors import CheckpointError
 from iclm.model import ICLMForCausalLM, load_tokenizer
@@ -65,6 +65,7 @@ def load_run(folder: str | Path, **kwargs: Any) -> Run:
     return Run(folder, model, load_tokenizer(str(folder)), record)
 
 
-def context_length(model: ICLMForCausalLM) -> int | None:
-    """The base model's context in tokens, where its configuration says."""
-    return getattr(model.base.config.get_text_config(decoder=True), "max_position_embeddings", None)
+def context_length(model: ICLMForCausalLM | PreTrainedModel) -> int | None:
+    """The context in tokens of an ICLM's base, or of another model, where its configuration says."""
+    config = model.base.config if isinstance(model, ICLMForCausalLM) else model.config
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)

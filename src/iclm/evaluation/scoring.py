@@ -8,6 +8,8 @@ run on its own.
 A mixture may be asked for under three names: "mixture" goes where the router sends each example, "oracle" to the module
 of the true domain, "route_j" to domain module j. One mixture, with or without the invariant module, needs
 R = B * (1 + active) rows; whatever else is asked for gets a row for each module.
+
+`score_plain` gives the same figures for a causal language model that is no ICLM.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from iclm.data.collation import Branch, EncodedExample, Pack, by_group, collate, make_pack
 from iclm.errors import ConfigurationError, DataError
@@ -155,12 +158,10 @@ def score(
         ConfigurationError: an unknown module, or oracle routing of an example whose domain is not known.
     """
     request = _Request.of(model, modules)
-    for item in examples:
-        if not item.choices:
-            raise DataError(f"{item.example.source or 'an example'} has no choices to score; use greedy generation")
+    _require_choices(examples)
     if "oracle" in request.modules or (request.asked and model.config.router == "oracle"):
         require_domains(examples, model.config.num_domains)
-    result = Scores({module: [np.full(len(item.choices), np.nan) for item in examples] for module in request.modules})
+    result = Scores({module: _unknown(examples) for module in request.modules})
     result.routes = np.full(len(examples) if model.router is not None else 0, -1, dtype=int)
     kept: dict[str, dict[int, np.ndarray]] = {"invariant": {}, "domain": {}}
     seen: set[int] = set()
@@ -176,6 +177,67 @@ def score(
             side: np.stack([found[i] for i in range(len(examples))]) for side, found in kept.items() if found
         }
     return result
+
+
+def score_plain(
+    model: PreTrainedModel, examples: Sequence[EncodedExample], *, pad: int = 0, tokens_per_batch: int = 4096
+) -> Scores:
+    """Score the choices of every example under a causal language model of transformers, or one that PEFT made of it.
+
+    Every sequence is run on its own: such a model knows no packed branches.
+
+    Args:
+        model: in evaluation mode; its forward pass takes `logits_to_keep`, the positions whose logits are needed.
+        pad, tokens_per_batch: as in `score`.
+
+    Returns:
+        Scores of the one module "mixture", without routes and states.
+
+    Raises:
+        DataError: an example without choices.
+    """
+    _require_choices(examples)
+    found = _unknown(examples)
+    with torch.inference_mode():
+        for packs, items in _batches(examples, False, tokens_per_batch):
+            batch = {name: tensor.to(model.device) for name, tensor in collate(packs, pad).items()}
+            where = _Positions(items, batch, None)
+            kept, column = where.positions.unique(return_inverse=True)
+            logits = model(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                logits_to_keep=kept.to(model.device),
+                use_cache=False,
+            ).logits
+            logits = logits[where.examples.to(model.device), column.to(model.device)]
+            _read_choices(torch.log_softmax(logits.float(), dim=-1), items, where.starts, found)
+    return Scores({"mixture": found})
+
+
+def _require_choices(examples: Sequence[EncodedExample]) -> None:
+    for item in examples:
+        if not item.choices:
+            raise DataError(f"{item.example.source or 'an example'} has no choices to score; use greedy generation")
+
+
+def _unknown(examples: Sequence[EncodedExample]) -> list[np.ndarray]:
+    """Room for the log-likelihood of each choice of each example."""
+    return [np.full(len(item.choices), np.nan) for item in examples]
+
+
+def _read_choices(table: torch.Tensor, items: list[_Item], starts: list[int], found: list[np.ndarray]) -> None:
+    """Sum the log-likelihood of each choice.
+
+    Args:
+        table: log-probabilities [n, vocabulary] at the predicting tokens.
+        starts: the first row of each item in it.
+        found: where the sums go, by the example's number.
+    """
+    for index, item in enumerate(items):
+        rows = table[starts[index] : starts[index] + len(item.chain.tokens) + 1]
+        for choice in item.chain.choices:
+            tokens = torch.tensor(item.example.choices[choice], device=table.device)
+            found[item.number][choice] = float(rows[: len(tokens)].gather(1, tokens[:, None]).sum())
 
 
 def require_domains(examples: Sequence[EncodedExample], num_domains: int) -> None:
@@ -260,13 +322,7 @@ def _score_batch(
         to = request.destination(module, domains, anywhere) if request.every else None
         route = None if to is None else Route.to(to)
         logits = _module_logits(model, encoded, states, examples, positions, module, route)
-        table = torch.log_softmax(logits.float(), dim=-1)
-        for index, item in enumerate(items):
-            rows = table[where.starts[index] : where.starts[index] + len(item.chain.tokens) + 1]
-            for choice in item.chain.choices:
-                tokens = torch.tensor(item.example.choices[choice], device=device)
-                value = rows[: len(tokens)].gather(1, tokens[:, None]).sum()
-                result.choices[module][item.number][choice] = float(value)
+        _read_choices(torch.log_softmax(logits.float(), dim=-1), items, where.starts, result.choices[module])
 
 
 class _Positions:

@@ -24,7 +24,7 @@ from scipy.stats import qmc
 
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource, Recipe, parse_recipe
-from iclm.studies.study.recipe import Method, Range, StudyRecipe, merged
+from iclm.studies.study.recipe import Method, Range, StudyRecipe, XLora, check_xlora, merged
 
 FORMAT = 1  # of a job's object; another number makes other ids
 
@@ -88,7 +88,7 @@ def jobs_of(study: StudyRecipe, results: Mapping[str, list[dict[str, Any]]]) -> 
 
 
 def _tries(study: StudyRecipe, method: str, data: str) -> Iterator[Job]:
-    if study.search is None or study.methods[method].kind != "trained":
+    if study.search is None or study.methods[method].kind in ("base", "strategy"):
         return
     tuned = study.methods[method].tuned_as or method
     drawn_values = draws(study.search.space, study.search.seed, study.search.tries - 1)
@@ -170,6 +170,8 @@ def _job(
     }
     if study.methods[method].strategy is not None:
         spec["strategy"] = study.methods[method].strategy
+    if spec["kind"] == "xlora":  # what other jobs lack, so that their ids stay
+        spec["xlora"] = (study.methods[method].xlora or XLora()).model_dump(mode="json")
     return Job(method, data, seed, trial, tuple(sorted(chosen.items())), spec)
 
 
@@ -190,7 +192,7 @@ def _recipe(study: StudyRecipe, method: Method, name: str, data: str, seed: int,
         place[field] = value
     seeded = [source.model_copy(update={"seed": seed}) if source.generated else source for source in part.train]
     values = {
-        "method": method.method,
+        "method": "lora" if method.kind == "xlora" else method.method,  # X-LoRA reads LoRA's settings and num_domains
         "base": study.base,
         "dtype": study.dtype,
         "seed": seed,
@@ -199,4 +201,8 @@ def _recipe(study: StudyRecipe, method: Method, name: str, data: str, seed: int,
         "training": merged(study.training, part.training, method.training, drawn.pop("training", {})),
         **drawn,
     }
-    return parse_recipe(values, f"method {name} on {data}")
+    where = f"method {name} on {data}"
+    recipe = parse_recipe(values, where)
+    if method.kind == "xlora":
+        check_xlora(recipe, method.xlora or XLora(), where)
+    return recipe

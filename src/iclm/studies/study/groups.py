@@ -413,7 +413,10 @@ def _setup(found: Collected) -> dict[str, Any]:
         "devices": different(line["device"] for line in models),
         "processors": different(line["processor"] for line in lines),
         "threads": different(line["threads"] for line in lines),
-        "versions": {name: different(line["versions"][name] for line in lines) for name in lines[0]["versions"]},
+        "versions": {
+            name: different(line["versions"][name] for line in lines if name in line["versions"])
+            for name in dict.fromkeys(name for line in lines for name in line["versions"])
+        },
         "reports": len(lines),
         "tries": len(found.tries),
     }

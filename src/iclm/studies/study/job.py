@@ -2,13 +2,15 @@
 
 FOLDER/job.json      what it is given (`iclm.studies.study.grid`)
 FOLDER/run/          the run folder of its training
+FOLDER/xlora/        in place of it, what X-LoRA learned (`iclm.studies.study.xlora`)
 FOLDER/rows.jsonl    a line a module and evaluated source
 FOLDER/done.json     seconds, versions, device, kinds of the questions; written last: a folder that holds it is whole
 FOLDER/failed.json   in place of it, where the job failed; gone when it is started again
 
     python -m iclm.studies.study.job FOLDER
 
-A job that was cut short goes on from the last checkpoint of its training, or with the evaluation of it.
+A job that was cut short goes on from the last checkpoint of its training (X-LoRA has none and is trained anew), or with
+the evaluation of it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 import torch
 import transformers
 from filelock import FileLock, Timeout
+from transformers import PreTrainedModel
 
 from iclm.data.collation import EncodedExample, encode
 from iclm.data.example import Example, Message
@@ -35,17 +38,20 @@ from iclm.data.loading import domain_numbers, read_source, read_sources
 from iclm.errors import CheckpointError, ConfigurationError, ICLMError
 from iclm.evaluation.evaluate import evaluate_choices
 from iclm.evaluation.runs import FINISHED, context_length, load_run
-from iclm.evaluation.scoring import score
+from iclm.evaluation.scoring import score, score_plain
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import read_json
 from iclm.recipe import DataSource, Recipe, parse_recipe
+from iclm.studies.study import xlora
+from iclm.studies.study.recipe import XLora
 from iclm.studies.study.rows import Outcome, about, bits, kinds_of
 from iclm.studies.study.strategy import run_strategy
 from iclm.training.folder import RECIPE
 from iclm.training.run import device_name, train
 from iclm.version import __version__
 
-SPEC, ROWS, DONE, FAILED, LOCK, RUN = "job.json", "rows.jsonl", "done.json", "failed.json", "lock", "run"
+SPEC, ROWS, DONE, FAILED, LOCK = "job.json", "rows.jsonl", "done.json", "failed.json", "lock"
+RUN, XLORA = "run", "xlora"
 BUSY = 75  # exit code: another process does this job (EX_TEMPFAIL of sysexits.h)
 
 
@@ -70,7 +76,7 @@ def run_job(folder: Path) -> dict[str, Any]:
         if spec["kind"] == "strategy":
             outcome = run_strategy(spec["strategy"], recipe, sources)
         else:
-            outcome = _run_model(spec, recipe, sources, folder / RUN)
+            outcome = _run_model(spec, recipe, sources, folder)
         known = {
             **{name: spec[name] for name in ("method", "seed", "trial", "split")},
             "train_set": spec["data"],
@@ -95,6 +101,7 @@ def run_job(folder: Path) -> dict[str, Any]:
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
                 "python": platform.python_version(),
+                **outcome.versions,
             },
             "questions": outcome.questions,
         }
@@ -103,16 +110,20 @@ def run_job(folder: Path) -> dict[str, Any]:
         return done
 
 
-def _run_model(spec: dict[str, Any], recipe: Recipe, sources: Sequence[DataSource], out: Path) -> Outcome:
+def _run_model(spec: dict[str, Any], recipe: Recipe, sources: Sequence[DataSource], folder: Path) -> Outcome:
     """Train a model, or take the untouched base, and ask it."""
     tokenizer = load_tokenizer(recipe.base)
+    model: Any
     if spec["kind"] == "base":
         model = ICLMForCausalLM.from_base(recipe.base, ICLMConfig(method="lora"), dtype=recipe.dtype)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         domains = domain_numbers(read_sources(recipe.data.train))
         record: dict[str, Any] = {"train_seconds": 0.0, "examples_seen": 0, "trainable_parameters": 0}
     else:
-        model, record = _trained(recipe, out)
+        if spec["kind"] == "xlora":
+            model, record = xlora.trained(recipe, XLora.model_validate(spec["xlora"]), tokenizer, folder / XLORA)
+        else:
+            model, record = _trained(recipe, folder / RUN)
         domains = {name: number for number, name in enumerate(record["domains"])}
     rows, questions = evaluate_job(model.eval(), tokenizer, recipe, sources, domains, shots=spec["shots"])
     return Outcome(
@@ -123,6 +134,7 @@ def _run_model(spec: dict[str, Any], recipe: Recipe, sources: Sequence[DataSourc
         trainable=record["trainable_parameters"],
         device=device_name(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
+        versions={"peft": record["peft"]} if "peft" in record else {},
     )
 
 
@@ -141,7 +153,7 @@ def _trained(recipe: Recipe, out: Path) -> tuple[ICLMForCausalLM, dict[str, Any]
 
 
 def evaluate_job(
-    model: ICLMForCausalLM,
+    model: ICLMForCausalLM | PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
     sources: Sequence[DataSource],
@@ -152,6 +164,7 @@ def evaluate_job(
     """Accuracy of every module on every source.
 
     Args:
+        model: in evaluation mode; one that is no ICLM has the one module "mixture".
         sources: generated problems or files; their domains are those of the training where they share a name.
         shots: solved training examples of the same domain before each question.
 
@@ -161,8 +174,9 @@ def evaluate_job(
         right, first question first, as hexadecimal digits), and where a router chose `routes`, how often each domain module
         was chosen. And for each source which questions are of which kind (`iclm.studies.study.rows.kinds_of`).
     """
-    modules = list(model.config.module_names)
-    if model.config.num_domains >= len(domains) > 0 and "mixture" in modules:
+    ours = model if isinstance(model, ICLMForCausalLM) else None
+    modules = [] if ours is None else list(ours.config.module_names)
+    if ours is not None and ours.config.num_domains >= len(domains) > 0 and "mixture" in modules:
         modules.append("oracle")
     demonstrations = read_sources(recipe.data.train) if shots else []
     rows: list[dict[str, Any]] = []
@@ -172,7 +186,10 @@ def evaluate_job(
         found = with_shots(asked, demonstrations, shots, recipe.seed) if shots else asked
         examples = encode(found, tokenizer, domains=domains, max_tokens=context_length(model))
         names = [name for name in modules if name != "oracle" or _known(examples)]
-        scores = score(model, examples, modules=names, pad=tokenizer.pad_token_id)
+        pad = tokenizer.pad_token_id
+        scores = (
+            score_plain(model, examples, pad=pad) if ours is None else score(ours, examples, modules=names, pad=pad)
+        )
         fixed = about(number, source, asked, recipe.data.train)
         questions.append(kinds_of(asked))
         if len(scores.routes) and (scores.routes >= 0).all():

@@ -12,6 +12,7 @@
       iclm: {}
       iclm-no-mi: {model: {mi_weight: 0.0}, tuned_as: iclm}
       shallow: {kind: strategy, strategy: shallow rule}
+      xlora: {kind: xlora}
     search: {tries: 4, space: {training.learning_rate: {low: 2.0e-4, high: 2.0e-3, log: true}}}
     grid:
       - {methods: [lora, iclm], seeds: [0, 1, 2]}
@@ -30,7 +31,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from iclm.errors import ConfigurationError
-from iclm.recipe import DataSource, Section, explain, merge, read_mapping, resolve
+from iclm.recipe import DataSource, Recipe, Section, explain, merge, read_mapping, resolve
 
 
 class DataSet(Section):
@@ -48,27 +49,51 @@ class DataSet(Section):
     """Training settings that these data need."""
 
 
+class XLora(Section):
+    """The gate of X-LoRA; names and defaults are those of PEFT's XLoraConfig."""
+
+    xlora_depth: int = Field(default=1, ge=1)
+    """Linear layers of the gate."""
+    xlora_size: int = Field(default=2048, ge=1)
+    """Its hidden size, where it has more than one layer."""
+    xlora_dropout_p: float = Field(default=0.2, ge=0, lt=1)
+    """Its dropout, where it has more than one layer."""
+    layerwise_scalings: bool = False
+    """Scalings of their own for each adapted layer."""
+    softmax_temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the softmax over the adapters."""
+    top_k_lora: int | None = Field(default=None, ge=1)
+    """Adapters that are used for a token; null means all."""
+
+
+# the model settings that a method of kind: xlora may change
+XLORA_MODEL = {"num_domains", "lora_rank", "lora_alpha", "lora_dropout", "target_modules"}
+
+
 class Method(Section):
     """One method: what it changes of the shared recipe."""
 
-    kind: Literal["trained", "base", "strategy"] = "trained"
-    """trained; base: the untouched base model; or strategy: a cheap strategy that answers without a model."""
+    kind: Literal["trained", "base", "strategy", "xlora"] = "trained"
+    """trained; base: the untouched base model; strategy: a cheap strategy that answers without a model; or xlora: PEFT's X-LoRA
+    (`iclm.studies.study.xlora`), with num_domains adapters."""
     strategy: str | None = None
     """Name of the cheap strategy (strategy only): one of `iclm data audit`, such as majority, or shallow rule (of ACRE)."""
     method: Literal["iclm", "lora"] = "iclm"
-    """Of the training recipe."""
+    """Of the training recipe (trained only)."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Model settings."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Training settings."""
     shots: int = Field(default=0, ge=0)
     """Solved training examples before each question (base only)."""
+    xlora: XLora | None = None
+    """Settings of the gate (xlora only); null means PEFT's defaults."""
     tuned_as: str | None = None
     """The method whose chosen hyper-parameters it takes, so that an ablation differs in one thing; null means its own tries."""
 
     @model_validator(mode="after")
     def _fits(self) -> Method:
-        if self.kind != "trained" and (self.model or self.training or self.tuned_as):
+        if self.kind in ("base", "strategy") and (self.model or self.training or self.tuned_as):
             what = "the untouched base" if self.kind == "base" else "a cheap strategy"
             raise ValueError(f"{what} takes no model or training settings and no tuned_as")
         if self.kind != "base" and self.shots:
@@ -80,6 +105,11 @@ class Method(Section):
 
             if self.strategy not in BY_NAME:
                 raise ValueError(f"strategy is {self.strategy!r}; known are {', '.join(BY_NAME)}")
+        if self.kind != "xlora" and self.xlora is not None:
+            raise ValueError("xlora is for kind: xlora")
+        foreign = sorted({*self.model} - XLORA_MODEL) if self.kind == "xlora" else []
+        if foreign:
+            raise ValueError(f"model.{foreign[0]} means nothing to X-LoRA; it takes {', '.join(sorted(XLORA_MODEL))}")
         return self
 
 
@@ -195,6 +225,22 @@ def load_study(path: str | Path) -> StudyRecipe:
             if source.file is not None:
                 source.file = resolve(path, source.file)
     return study
+
+
+def check_xlora(recipe: Recipe, xlora: XLora, where: str) -> None:
+    """Raise `ConfigurationError`, which begins with `where`, for a training that PEFT's X-LoRA cannot be given."""
+    training, adapters = recipe.training, recipe.model.num_domains
+    if adapters < 1:
+        raise ConfigurationError(f"{where}: model.num_domains is {adapters}; X-LoRA needs at least one adapter")
+    if xlora.top_k_lora is not None and xlora.top_k_lora > adapters:
+        raise ConfigurationError(f"{where}: xlora.top_k_lora is {xlora.top_k_lora}; there are {adapters} adapters")
+    for name, given, why in (
+        ("start_from", training.start_from is not None, "it is trained from fresh adapters"),
+        ("gradient_checkpointing", training.gradient_checkpointing, "its scalings are gone when a layer is run again"),
+        ("compile", training.compile, "it compiles the layers of an ICLM"),
+    ):
+        if given:
+            raise ConfigurationError(f"{where}: training.{name} is not for X-LoRA: {why}; leave it out")
 
 
 def merged(*parts: dict[str, Any]) -> dict[str, Any]:

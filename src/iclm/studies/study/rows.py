@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -28,6 +28,7 @@ class Outcome:
         trainable: parameters that were trained.
         device: that it ran on.
         dtype: of the base model, None without one.
+        versions: of libraries that only this job used.
     """
 
     rows: list[dict[str, Any]]
@@ -37,6 +38,7 @@ class Outcome:
     trainable: int
     device: str
     dtype: str | None
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def about(number: int, source: DataSource, found: Sequence[Example], train: Sequence[DataSource]) -> dict[str, Any]:
