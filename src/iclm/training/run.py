@@ -47,7 +47,7 @@ from iclm.training.folder import (
     write_record,
 )
 from iclm.training.stages import Ramp, Rates, Stage, stages_of
-from iclm.training.start import check_base, start_from
+from iclm.training.start import check_base, names_in, start_from
 from iclm.training.trainer import ICLMTrainer, router_batches
 from iclm.version import __version__
 
@@ -166,7 +166,8 @@ def train(
     model.to(arguments[0].device)
     if recipe.training.compile:
         model.compile_layers()
-    _first_weights(recipe, out, model, place, packs, tokenizer.pad_token_id)
+    names = _first_weights(recipe, out, model, place, packs, tokenizer.pad_token_id, domains)
+    model.config.domain_names = names or None
     if place.weights is None:
         clear_folder(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -233,24 +234,34 @@ def _train_stage(trainer: ICLMTrainer, checkpoint: Path | None) -> dict[str, Any
 
 
 def _first_weights(
-    recipe: Recipe, out: Path, model: ICLMForCausalLM, place: Resumption, packs: list[Pack], pad: int
-) -> None:
-    """Give a fresh model the weights that its training begins with; those of a checkpoint are left to the Trainer."""
+    recipe: Recipe,
+    out: Path,
+    model: ICLMForCausalLM,
+    place: Resumption,
+    packs: list[Pack],
+    pad: int,
+    domains: dict[str, int],
+) -> list[str]:
+    """Give a fresh model the weights that its training begins with; those of a checkpoint are left to the Trainer.
+
+    Returns what its domain modules are called.
+    """
     if place.weights is not None:
         check_base(model, place.weights)
         if place.checkpoint is None:
             load_own_state(model, read_weights(place.weights), place.weights)
-        return
-    source = recipe.training.start_from
+        return names_in(place.weights) or model.config.names_after(domains)
+    source, names = recipe.training.start_from, model.config.names_after(domains)
     if source is not None:
         if out.resolve() in (source.resolve(), *source.resolve().parents):
             raise ConfigurationError(
                 f"training.start_from {source} lies in --out {out}, which this training would replace"
             )
-        start_from(model, source)
+        names = start_from(model, source, domains)
     if not bool(getattr(model.router, "fitted", False)):
         section = recipe.training
         model.fit_router(router_batches(packs, section.batch_size, recipe.seed, pad, section.router_examples))
+    return names
 
 
 def _end_stage(folder: Path, model: ICLMForCausalLM, tokenizer: Any, record: dict[str, Any]) -> None:
