@@ -180,11 +180,18 @@ def test_a_fault_of_ours_is_a_traceback_with_exit_code_1(tmp_path):
 # -- what every command has in common ----------------------------------------------------------------------------------
 
 
+def typed(path):
+    """The words of a command as they are typed: `iclm modules` takes its run before the command."""
+    return [path[0], "runs/acre", *path[1:]] if path[0] == "modules" else list(path)
+
+
 @pytest.mark.parametrize("path", commands(), ids=" ".join)
 def test_a_command_has_help_with_an_example_of_itself(iclm, path):
     found = iclm(*path, "--help")
     assert found.code == 0
-    assert f"Example: iclm {' '.join(path)} " in " ".join(found.out.split())
+    words = " ".join(found.out.split())
+    assert f"Example: iclm {' '.join(typed(path))} " in f"{words} "
+    assert iclm(*typed(path), "--help").out.split()[-20:] == found.out.split()[-20:]
 
 
 @pytest.mark.parametrize("path", commands(), ids=" ".join)
@@ -195,8 +202,9 @@ def test_the_example_in_the_help_of_a_command_can_be_typed(path):
     for name in path:
         command = command.commands[name]
     words = shlex.split(" ".join(command.help.split()).partition("Example: iclm ")[2])
-    assert words[: len(path)] == list(path)
-    command.make_context(path[-1], words[len(path) :])
+    length = len(typed(path))
+    assert words[:length] == typed(path)
+    command.make_context(path[-1], words[length:])
 
 
 def test_the_version_is_printed(iclm):
@@ -222,6 +230,9 @@ def test_the_package_runs_as_a_module_too():
         ("quickstart", "--test-problems", "0"),
         ("diagnose",),
         ("diagnose", "run", "--limit", "0"),
+        ("modules",),
+        ("modules", "run"),
+        ("modules", "run", "rename", "domain_0"),
         ("estimators", "--repetitions", "0"),
         ("train", "recipe.yaml", "--out", "x", "--fast"),
     ],

@@ -56,6 +56,10 @@ def parse_iclm(words):
 
     command, path, rest = typer.main.get_command(app), ["iclm"], list(words[1:])
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+        for argument in command.params:
+            if argument.param_type_name == "argument":  # a group that takes its run before the command
+                rest.pop(0)
+        assert rest, f"{' '.join(words)}: a command is missing"
         assert rest[0] in command.commands, f"{' '.join(words)}: there is no command {rest[0]!r}"
         command = command.commands[rest[0]]
         path.append(rest.pop(0))
@@ -193,6 +197,8 @@ def test_a_command_that_cannot_be_typed_is_found(line):
     with pytest.raises(Exception):  # noqa: B017  (typer's own class of usage errors moves between its versions)
         parse_iclm(line.split())
     with pytest.raises(AssertionError):
+        parse_iclm(["iclm", "modules", "runs/acre", "nonsense"])
+    with pytest.raises(AssertionError):
         parse_iclm(["iclm", "nonsense"])
 
 
@@ -200,6 +206,8 @@ def test_a_command_that_can_be_typed_is_parsed():
     path, values = parse_iclm(["iclm", "train", "recipes/acre.yaml", "method=lora", "--out", "runs/lora"])
     assert (path, values["overrides"], values["out"]) == (["iclm", "train"], ["method=lora"], Path("runs/lora"))
     assert parse_iclm(["iclm", "data", "render", "--help"]) == (["iclm", "data", "render"], {})
+    path, values = parse_iclm(["iclm", "modules", "runs/acre", "rename", "domain_0", "new", "--overwrite"])
+    assert (path, values["module"], values["name"]) == (["iclm", "modules", "rename"], "domain_0", "new")
 
 
 def test_the_targets_of_the_makefile_are_found():

@@ -106,7 +106,8 @@ def test_the_two_acre_recipes_train_on_the_same_examples_in_the_same_way():
 def test_the_model_section_has_the_fields_types_and_defaults_of_the_configuration():
     from iclm.model import ICLMConfig
 
-    elsewhere = {"self", "base", "method", "seed", "vocab_size", "hidden_size", "num_hidden_layers", "kwargs"}
+    sizes = {"vocab_size", "hidden_size", "num_hidden_layers"}
+    elsewhere = {"self", "base", "method", "seed", "domain_names", *sizes, "kwargs"}
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(ICLMConfig.__init__).parameters.items()

@@ -1,6 +1,7 @@
 """The command line: one function a command, no logic of its own.
 
-    iclm quickstart | data acre|raven|... | train | evaluate | diagnose | estimators | generate | bench step|...
+    iclm quickstart | data acre|raven|... | train | evaluate | diagnose | estimators | generate | bench step|... |
+    study | modules RUN list|...
 
 Progress goes to stderr, results to stdout. Exit code 0: done; 2: bad input, said in one line; 1: a fault of ours.
 """
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from iclm import cli_bench, cli_data, cli_plan, cli_study
+from iclm import cli_bench, cli_data, cli_modules, cli_plan, cli_study
 from iclm.cli_shared import (
     Base,
     Columns,
@@ -42,6 +43,7 @@ app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_study.app, name="study")
 app.command()(cli_plan.plan)
+app.add_typer(cli_modules.app, name="modules")
 
 
 @app.callback(invoke_without_command=True)
@@ -184,9 +186,9 @@ def evaluate(
     for line in routing_lines(report["routing"]) if "routing" in report else ():
         console.print(line)
     if "independence" in report:
-        console.print(independence_table(report["independence"], list(loaded.domains)))
+        console.print(independence_table(report["independence"], loaded.numbered))
     for row in report["data"]:
-        for line in dependence_lines(row.get("dependence", {}), list(loaded.domains)):
+        for line in dependence_lines(row.get("dependence", {}), loaded.numbered):
             console.print(f"{row['file']}: {line}")
 
 

@@ -133,3 +133,35 @@ def test_a_base_whose_weights_changed_after_the_training_is_recognised(trained, 
 @pytest.mark.parametrize("name", ["nowhere", "."])
 def test_a_folder_that_is_no_run_is_named(tmp_path, name):
     assert str(tmp_path / name) in refused(tmp_path / name)
+
+
+# -- domains and modules -----------------------------------------------------------------------------------------------
+
+
+def record(folder, **values):
+    path = folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_run_may_say_which_module_is_of_which_domain(copy):
+    record(copy, domains=["text", "late"], domain_modules={"late": 4, "text": 1})
+    run = load_run(copy)
+    assert run.domains == {"late": 4, "text": 1}
+    assert run.numbered == ["symbolic", "text", "domain 2", "domain 3", "late"]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{"symbolic": 0}, {"symbolic": 0, "text": 0}, {"symbolic": 0, "text": -1}, {"symbolic": 0, "text": "1"}, [0, 1]],
+)
+def test_modules_of_domains_that_cannot_be_are_refused(copy, numbers):
+    record(copy, domain_modules=numbers)
+    assert "domain_modules" in refused(copy)
+
+
+def test_a_run_without_names_calls_its_modules_by_their_domains(copy):
+    path = copy / "config.json"
+    values = json.loads(path.read_text())
+    assert values.pop("domain_names") == ["symbolic", "text"]
+    path.write_text(json.dumps(values))
+    assert load_run(copy).names == {"domain_0": "symbolic", "domain_1": "text"}

@@ -114,3 +114,65 @@ def test_the_place_is_looked_for_beside_the_recipe(tmp_path, monkeypatch):
 
 def test_a_fresh_model_has_no_fitted_router(make_recipe):
     assert not bool(build_model(make_recipe(model=MODEL)).router.fitted)
+
+
+# -- the domains of both -----------------------------------------------------------------------------------------------
+
+
+def source_of(form):
+    return {"acre": "IID", "problems": 3, "format": form}
+
+
+def sources(*forms):
+    return {"train": [source_of(form) for form in forms]}
+
+
+def test_domains_in_another_order_are_refused_with_both_orders(make_recipe, source, tmp_path):
+    recipe = make_recipe(model=MODEL, data=sources("text", "symbolic"), training={"start_from": str(source)})
+    with pytest.raises(ConfigurationError) as caught:
+        train(recipe, tmp_path / "run", progress_bar=False)
+    message = str(caught.value)
+    assert "[symbolic, text]" in message and "[text, symbolic]" in message and "\n" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_domain_of_the_run_alone_keeps_its_number(make_recipe, source, tmp_path, untrained):
+    """The first domain alone keeps its number; the second alone would get the module of the first."""
+    first = make_recipe(model=MODEL, data=sources("symbolic"), training={"start_from": str(source)})
+    train(first, tmp_path / "run", progress_bar=False)
+    second = make_recipe(model=MODEL, data=sources("text"), training={"start_from": str(source)})
+    with pytest.raises(ConfigurationError, match=r"text would get domain module 0, and its own is 1"):
+        train(second, tmp_path / "other", progress_bar=False)
+
+
+def test_a_domain_that_had_no_module_may_get_any(make_recipe, tmp_path, untrained):
+    one = {**MODEL, "num_domains": 1}
+    train(make_recipe(model=one), tmp_path / "one", progress_bar=False)
+    start = {"start_from": str(tmp_path / "one")}
+    train(make_recipe(model=one, data=sources("text"), training=start), tmp_path / "two", progress_bar=False)
+    assert (tmp_path / "two" / "run.json").is_file()
+
+
+def test_plain_lora_has_no_modules_to_confuse(make_recipe, tmp_path, untrained):
+    train(make_recipe(method="lora"), tmp_path / "one", progress_bar=False)
+    again = {"data": sources("text", "symbolic"), "training": {"start_from": str(tmp_path / "one")}}
+    train(make_recipe(method="lora", **again), tmp_path / "two", progress_bar=False)
+    assert (tmp_path / "two" / "run.json").is_file()
+
+
+@pytest.mark.parametrize(("router", "second"), [("vq", "text"), ("oracle", "late")])
+def test_names_stay_and_a_module_without_one_gets_that_of_its_domain(make_recipe, tmp_path, untrained, router, second):
+    """A learned router has no code for a domain that comes new; the oracle sends it to the module of its number."""
+    from iclm.evaluation.runs import load_run
+    from iclm.training.run_modules import rename
+
+    model = {**MODEL, "router": router}
+    train(make_recipe(model=model, data=sources("symbolic")), tmp_path / "first", progress_bar=False)
+    assert load_run(tmp_path / "first").model.config.names == ["symbolic", "domain_1", "domain_2"]
+    rename(tmp_path / "first", "domain_0", "symbols", overwrite=True)
+    rename(tmp_path / "first", "domain_2", "spare", overwrite=True)
+    more = {"train": [source_of("symbolic"), {**source_of("text"), "domain": second}]}
+    start = {"start_from": str(tmp_path / "first")}
+    train(make_recipe(model=model, data=more, training=start), tmp_path / "run", progress_bar=False)
+    middle = "late" if router == "oracle" else "domain_1"
+    assert load_run(tmp_path / "run").model.config.names == ["symbols", middle, "spare"]

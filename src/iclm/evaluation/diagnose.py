@@ -33,6 +33,7 @@ from iclm.evaluation.routing import routing_report
 from iclm.evaluation.runs import Run
 from iclm.evaluation.sides import Progress, Side, answer_with, answered_side, domain_name
 from iclm.model import ICLMForCausalLM
+from iclm.model.configuration_iclm import default_name
 from iclm.model.router import LearnedRouter
 from iclm.recipe import DataSource
 
@@ -98,7 +99,7 @@ def _domain_numbers(run: Run, side: Side) -> dict[str, int]:
     """A number for each domain name: the run's own, and further ones for names that it does not know."""
     numbers = dict(run.domains)
     for name in sorted(set(side.domains.tolist())):
-        numbers.setdefault(name, len(numbers))
+        numbers.setdefault(name, 1 + max(numbers.values(), default=-1))
     return numbers
 
 
@@ -163,8 +164,9 @@ def forgetting_section(
 ) -> Section:
     """Answers now against those of the untouched base, and of an earlier run, on the same examples.
 
-    Each module is compared with the earlier one of its name. Where the domain modules of the earlier run are untrained
-    (the end of a first stage), the mixture is compared with its invariant module, and domain modules with none.
+    Each module is compared with the earlier one of its name; for a domain module that is the name that a user gave it,
+    since its number may be another now. Where the domain modules of the earlier run are untrained (the end of a first
+    stage), the mixture is compared with its invariant module, and domain modules with none.
     """
     modules = run.model.config.module_names
     base = [row for side in sides for m in modules for row in _compare(side, m, "base", side.correct["base"])]
@@ -192,7 +194,12 @@ def _module_pairs(now: ICLMForCausalLM, before: ICLMForCausalLM) -> list[tuple[s
     domain = [p for name, p in before.named_parameters() if ".lora_B." in name and not name.endswith(".0")]
     if domain and "invariant" in known and not any(bool(p.any()) for p in domain):
         return [(name, "invariant") for name in names if name in ("mixture", "invariant")]
-    return [(name, name) for name in names if name in known]
+    if now.config.domain_names is None or before.config.domain_names is None:
+        return [(name, name) for name in names if name in known]
+    called = {name: default_name(number) for number, name in enumerate(before.config.names)}
+    earlier = {default_name(number): called.get(name) for number, name in enumerate(now.config.names)}
+    pairs = [(name, earlier.get(name, name)) for name in names]
+    return [(name, reference) for name, reference in pairs if reference in known]
 
 
 def interventions_section(run: Run, side: Side, progress: Progress | None = None) -> Section:
@@ -327,7 +334,7 @@ def diagnose(
         progress: makes a progress callback from a title and a total.
 
     Returns:
-        A JSON object: `run`, `method`, `domains`, `modules`, `data`, and a section under each name.
+        A JSON object: `run`, `method`, `domains`, `modules`, `names`, `data`, and a section under each name.
 
     Raises:
         ICLMError: a source that cannot be used, or a model that has diverged.
@@ -342,6 +349,7 @@ def diagnose(
         "method": run.model.config.method,
         "domains": list(run.domains),
         "modules": list(run.model.config.module_names),
+        "names": run.names,
         "data": {side.name: side.sources for side in sides},
         "routing": routing_section(run, sides),
         "independence": independence_section(run, inside),

@@ -18,6 +18,7 @@ from iclm.evaluation.evaluate import ModuleResult, evaluate, evaluate_generation
 from iclm.evaluation.independence import independence_report
 from iclm.evaluation.runs import Run, context_length
 from iclm.model import Route
+from iclm.model.configuration_iclm import describe
 from iclm.recipe import DataSource, parse_columns
 
 
@@ -96,8 +97,8 @@ def evaluate_run(
         progress: makes a progress callback from a title and a total.
 
     Returns:
-        A JSON object: for each source `file`, `domain`, `modules` and figures under `data`; and
-        `routing` and, where asked for, `independence` over all sources.
+        A JSON object: for each source `file`, `domain`, `modules` and figures under `data`; what a user calls each
+        domain module under `names`; and `routing` and, where asked for, `independence` over all sources.
 
     Raises:
         ICLMError: a source or an option that cannot be used.
@@ -143,6 +144,7 @@ def evaluate_run(
         row["modules"] = [result.to_dict() for result in found]
         rows.append(row)
     report: dict[str, Any] = {"run": str(run.folder), "method": run.model.config.method, "data": rows}
+    report["names"] = run.names
     report["answers"] = "greedy decoding" if generate else "likeliest choice"
     if routes:
         together = [item for examples in encoded for item in examples]
@@ -169,8 +171,8 @@ def answer(
         domain: name of the training domain whose module the mixture takes instead of the router's choice.
 
     Returns:
-        A JSON object: `answer`, the `module` asked for, the `domain_modules` that were active, and `used`, all of it in
-        words.
+        A JSON object: `answer`, the `module` asked for, the `domain_modules` that were active with their `names`, and
+        `used`, all of it in words.
 
     Raises:
         ConfigurationError: an unknown module or domain.
@@ -196,11 +198,13 @@ def answer(
     if model.router is not None and module == "mixture":
         route = model.route(ids, mask) if domain is None else Route.to(_domain_number(run, domain).to(model.device))
     response = greedy(model, tokenizer, ids, mask, max_new_tokens, module=module, route=route)[0].removeprefix(blanks)
-    result: dict[str, Any] = {"answer": response, "module": module, "domain_modules": [], "used": module}
+    result: dict[str, Any] = {"answer": response, "module": module, "domain_modules": [], "names": [], "used": module}
     if route is not None:
-        names = [f"domain_{i}" for i in route.indices[0].tolist()]
+        active = route.indices[0].tolist()
+        places, names = [f"domain_{i}" for i in active], [model.config.names[i] for i in active]
         how = "the router's choice" if domain is None else f"the module of domain {domain}"
-        result |= {"domain_modules": names, "used": f"invariant + {' + '.join(names)} ({how})"}
+        chosen = places if domain is not None else [describe(model.config, i) for i in active]
+        result |= {"domain_modules": places, "names": names, "used": f"invariant + {' + '.join(chosen)} ({how})"}
     return result
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from iclm.errors import CheckpointError
 from iclm.model import ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import read_json
+from iclm.model.configuration_iclm import default_name
 
 FINISHED = "run.json"  # written last, so a folder that holds it is whole
 
@@ -34,8 +35,53 @@ class Run:
 
     @property
     def domains(self) -> dict[str, int]:
-        """Number of each domain that the run was trained on."""
-        return {name: number for number, name in enumerate(self.record.get("domains", ()))}
+        """Number of each domain that the run knows: domain i is that of domain module i, where there is one."""
+        return domains_of(self.record)
+
+    @property
+    def numbered(self) -> list[str]:
+        """What to call each number in figures: the domain's name, else that of the module."""
+        known = {number: name for name, number in self.domains.items()}
+        names = self.model.config.names
+        last = max([len(names) - 1, *known])
+        return [known[i] if i in known else names[i] if i < len(names) else f"domain {i}" for i in range(last + 1)]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What a user calls each domain module, by its place: {"domain_0": "symbolic", ...}."""
+        return {default_name(number): name for number, name in enumerate(self.model.config.names)}
+
+
+def domains_of(record: dict[str, Any]) -> dict[str, int]:
+    """The number of each domain in a run's record.
+
+    `domains` lists them in the order of their numbers; where that is not 0, 1, 2, ... `domain_modules` has the numbers.
+    """
+    names = record.get("domains", ())
+    return dict(record.get("domain_modules") or {name: number for number, name in enumerate(names)})
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What run.json of a finished run says.
+
+    Raises:
+        CheckpointError: not a run folder, an unfinished run, or a damaged file.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no run folder: there is no such folder")
+    path = folder / FINISHED
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {FINISHED}: it is not a run folder, or its training did not finish")
+    record = read_json(path)
+    names, numbers = record.get("domains"), record.get("domain_modules")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path} is damaged: domains must be a list of names, not {names!r}")
+    if numbers is not None:
+        whole = isinstance(numbers, dict) and sorted(numbers) == sorted(names)
+        values = list(numbers.values()) if whole else []
+        if not whole or not all(type(n) is int and n >= 0 for n in values) or len(set(values)) < len(values):
+            raise CheckpointError(f"{path} is damaged: domain_modules must give each domain a number of its own")
+    return record
 
 
 def load_run(folder: str | Path, **kwargs: Any) -> Run:
@@ -48,18 +94,12 @@ def load_run(folder: str | Path, **kwargs: Any) -> Run:
         CheckpointError: not a run folder, an unfinished run, a damaged file or another base.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no run folder: there is no such folder")
-    path = folder / FINISHED
-    if not path.is_file():
-        raise CheckpointError(f"{folder} holds no {FINISHED}: it is not a run folder, or its training did not finish")
-    record = read_json(path)
-    names = record.get("domains")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{path} is damaged: domains must be a list of names, not {names!r}")
+    record = read_record(folder)
     if not (folder / "tokenizer_config.json").is_file():
         raise CheckpointError(f"{folder} holds no tokenizer_config.json; the tokenizer of the run is missing")
     model = ICLMForCausalLM.from_pretrained(folder, **kwargs)
+    if model.config.domain_names is None:
+        model.config.domain_names = model.config.names_after(domains_of(record))
     if torch.cuda.is_available():
         model.to("cuda")
     return Run(folder, model, load_tokenizer(str(folder)), record)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -28,6 +30,7 @@ WHOLE_NUMBERS = (
     "mi_projection",
     "mi_queue",
 )
+RESERVED = ("mixture", "invariant", "oracle", "base")  # names of figures, never of a domain module
 MIXES = ("fixed", "gate", "low_rank")
 
 
@@ -38,6 +41,7 @@ class ICLMConfig(PreTrainedConfig):
         base: where the frozen base came from: `name` and, once built, `dtype`, `quantization` and `fingerprint`.
         method: "iclm", or "lora" for plain LoRA: the invariant module alone, no router, no domain module.
         num_domains: K, the number of domain-specific modules; 0 with method "lora" and only there.
+        domain_names: what a user calls each domain module, K different names (`name_fault`); None means domain_0, ...
         active_domains: how many domain modules the router activates for each example, 1 <= active <= K.
         split_layer: s; layers below s carry no adapter and run once for all modules. None means half of the layers
             for "iclm" and 0 for "lora".
@@ -108,6 +112,7 @@ class ICLMConfig(PreTrainedConfig):
         mi_queue: int = 1024,
         mi_temperature: float = 0.5,
         seed: int = 0,
+        domain_names: list[str] | None = None,
         vocab_size: int | None = None,
         hidden_size: int | None = None,
         num_hidden_layers: int | None = None,
@@ -118,6 +123,7 @@ class ICLMConfig(PreTrainedConfig):
         self.base = dict(base or {})
         self.method = method
         self.num_domains = num_domains
+        self.domain_names = domain_names
         self.active_domains = active_domains
         self.split_layer = split_layer
         self.lora_rank = lora_rank
@@ -172,6 +178,35 @@ class ICLMConfig(PreTrainedConfig):
         return ["mixture", *("invariant" if number == 0 else f"domain_{number - 1}" for number in self.modules)]
 
     @property
+    def names(self) -> list[str]:
+        """What a user calls each domain module, [K]."""
+        return list(self.domain_names or (default_name(number) for number in range(self.num_domains)))
+
+    def names_after(self, domains: Mapping[str, int], before: Sequence[str] = ()) -> list[str]:
+        """Names for the domain modules of a model that was trained on these domains.
+
+        A module is called by the domain of its number where routing says that it is that domain's: the oracle's, and
+        that of a learned router by input with a module for every domain, whose codes are numbered by the domains they
+        match.
+
+        Args:
+            domains: number of each domain.
+            before: what the modules were called before this training; such a name stays.
+        """
+        told = self.router == "oracle" or (self.router in LEARNED_ROUTERS and self.router_level == "input")
+        known = {number: name for name, number in domains.items()} if told and len(domains) <= self.num_domains else {}
+        given = [
+            None if name == default_name(number) else name for number, name in enumerate(before[: self.num_domains])
+        ]
+        given += [None] * (self.num_domains - len(given))
+        found: list[str] = []
+        for number in range(self.num_domains):
+            name = given[number] or known.get(number)
+            others = [*found, *(name for name in given[number + 1 :] if name is not None)]
+            found.append(default_name(number) if name is None or name_fault(name, number, others) else name)
+        return found
+
+    @property
     def feature_layer(self) -> int:
         """The layer whose input the router reads, counted from 0; the number of layers means the last hidden state."""
         assert self.split_layer is not None and self.num_hidden_layers is not None
@@ -195,6 +230,7 @@ class ICLMConfig(PreTrainedConfig):
         )
         if self.method == "lora" or self.ablation == "no_domain":
             self.num_domains = 0
+            self.domain_names = None
         else:
             if self.router == "soft":
                 self.active_domains = self.num_domains
@@ -235,6 +271,8 @@ class ICLMConfig(PreTrainedConfig):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; a loss weight must not be negative")
         if self.num_domains:
             self._check_router()
+        if self.domain_names is not None:
+            self._check_names(self.domain_names)
         if self.num_hidden_layers is not None and self.split_layer is not None:
             require(
                 0 <= self.split_layer < self.num_hidden_layers,
@@ -247,6 +285,13 @@ class ICLMConfig(PreTrainedConfig):
                     f"router_layer is {self.router_layer}; it must lie between 0 and {self.num_hidden_layers}, "
                     "the last hidden state, which -1 means too",
                 )
+
+    def _check_names(self, names: list[str]) -> None:
+        whole = isinstance(names, list) and len(names) == self.num_domains
+        require(whole, f"domain_names is {names!r}; it must be a list of {self.num_domains} names")
+        for number, name in enumerate(names):
+            fault = name_fault(name, number, names[:number])
+            require(not fault, f"domain_names[{number}] is {name!r}; {fault}")
 
     def _check_router(self) -> None:
         single = self.router == "oracle" or self.router.startswith("fixed:")
@@ -274,6 +319,26 @@ class ICLMConfig(PreTrainedConfig):
             0 < self.router_temperature < math.inf,
             f"router_temperature is {self.router_temperature}; it must be positive",
         )
+
+
+def default_name(number: int) -> str:
+    """What a domain module is called in every figure, and by a user where nothing else was said."""
+    return f"domain_{number}"
+
+
+def name_fault(name: Any, number: int, others: Sequence[str] = ()) -> str:
+    """What is wrong with a name for domain module `number`, in words; empty where nothing is."""
+    if not isinstance(name, str) or not name.strip() or name != name.strip() or not name.isprintable():
+        return "a name is a text of one line, without white space at its ends"
+    if name in RESERVED or (re.fullmatch(r"(domain|route)_\d+", name) and name != default_name(number)):
+        return "that is what another module is called"
+    return "two modules cannot have one name" if name in others else ""
+
+
+def describe(config: ICLMConfig, number: int) -> str:
+    """A domain module in a message: its place, and its name where it has one."""
+    name = config.names[number]
+    return default_name(number) if name == default_name(number) else f"{default_name(number)} ({name})"
 
 
 def require(condition: bool, message: str) -> None:

@@ -119,6 +119,21 @@ class LoRABank(nn.Module):
                 a.copy_((torch.rand(a.shape, generator=generator) * 2 - 1) * bound)
                 b.zero_()
 
+    def renumber(self, modules: Sequence[int | None]) -> None:
+        """Keep these modules, by their numbers now, in the order of their new ones; None is a new module, at zero.
+
+        What is kept is not copied: it stays the same parameter. The first of `modules` gets the lowest number there is.
+        """
+        first = min(int(name) for name in self.lora_A)
+        for kind in ("lora_A", "lora_B"):
+            bank = getattr(self, kind)
+            like = bank[str(first)]
+            kept = {
+                str(number): bank[str(old)] if old is not None else nn.Parameter(torch.zeros_like(like))
+                for number, old in enumerate(modules, first)
+            }
+            setattr(self, kind, nn.ParameterDict(kept))
+
     def choose(self, activation: Activation, dtype: torch.dtype) -> None:
         """Take what the next forward pass needs from the parameters: the A and B of each row, or of all active modules.
 

@@ -112,7 +112,9 @@ def evaluation_table(report: dict[str, Any]) -> Table:
         table.add_column(kind, justify="right")
     for row in report["data"]:
         for found in row["modules"]:
-            cells = [row["file"], row["domain"] or "–", found["module"], str(found["n"]), share(found)]
+            name = report.get("names", {}).get(found["module"], found["module"])
+            module = found["module"] if name == found["module"] else f"{found['module']} ({name})"
+            cells = [row["file"], row["domain"] or "–", module, str(found["n"]), share(found)]
             if partial:
                 cells.append(share(found["partial"]))
             by_kind = found.get("by_kind", {})
@@ -121,6 +123,22 @@ def evaluation_table(report: dict[str, Any]) -> Table:
         if "majority" in row:
             empty = [""] * (len(kinds) + partial)
             table.add_row(row["file"], "", "majority answer", str(row["n"]), f"{row['majority']['value']:.2f}", *empty)
+    return table
+
+
+def modules_table(rows: list[dict[str, Any]]) -> Table:
+    """The table of `iclm modules RUN list`: a row for each module."""
+    table = Table(title="modules; norm: Frobenius norm of the update s B A over all layers")
+    for name in ("module", "name", "domains"):
+        table.add_column(name)
+    for name in ("parameters", "norm", "code", "validation routes"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        share = "–" if row["share"] is None else f"{row['share']:.2f}"
+        code = "yes" if row["code"] else "no"
+        domains = ", ".join(row["domains"]) or "–"
+        norm = "not finite" if row["norm"] is None else f"{row['norm']:.3g}"
+        table.add_row(row["module"], row["name"], domains, f"{row['parameters']:,}", norm, code, share)
     return table
 
 

@@ -49,7 +49,7 @@ from iclm.training.folder import (
     write_record,
 )
 from iclm.training.stages import Ramp, Rates, Stage, stages_of
-from iclm.training.start import check_base, start_from
+from iclm.training.start import check_base, names_in, start_from
 from iclm.training.trainer import ICLMTrainer, router_batches
 from iclm.version import __version__
 
@@ -170,7 +170,8 @@ def train(
     model.to(arguments[0].device)
     if recipe.training.compile:
         model.compile_layers()
-    _first_weights(recipe, out, model, place)
+    names = _first_weights(recipe, out, model, place, domains)
+    model.config.domain_names = names or None
     if recipe.training.cache_features:
         packs = with_features(model, packs, tokenizer.pad_token_id, progress_bar=progress_bar)
     if place.weights is None:
@@ -240,20 +241,26 @@ def _train_stage(trainer: ICLMTrainer, checkpoint: Path | None) -> dict[str, Any
     }
 
 
-def _first_weights(recipe: Recipe, out: Path, model: ICLMForCausalLM, place: Resumption) -> None:
-    """Give a model the weights of where it goes on or starts from; those of a checkpoint are left to the Trainer."""
+def _first_weights(
+    recipe: Recipe, out: Path, model: ICLMForCausalLM, place: Resumption, domains: dict[str, int]
+) -> list[str]:
+    """Give a model the weights of where it goes on or starts from; those of a checkpoint are left to the Trainer.
+
+    Returns what its domain modules are called.
+    """
     if place.weights is not None:
         check_base(model, place.weights)
         if place.checkpoint is None:
             load_own_state(model, read_weights(place.weights), place.weights)
-        return
-    source = recipe.training.start_from
+        return names_in(place.weights) or model.config.names_after(domains)
+    source, names = recipe.training.start_from, model.config.names_after(domains)
     if source is not None:
         if out.resolve() in (source.resolve(), *source.resolve().parents):
             raise ConfigurationError(
                 f"training.start_from {source} lies in --out {out}, which this training would replace"
             )
-        start_from(model, source)
+        names = start_from(model, source, domains)
+    return names
 
 
 def _start_router(recipe: Recipe, model: ICLMForCausalLM, packs: list[Pack], pad: int) -> None:

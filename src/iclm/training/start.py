@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from iclm.errors import ConfigurationError
+from iclm.evaluation.runs import FINISHED, domains_of, read_record
 from iclm.model import ICLMConfig, ICLMForCausalLM, checkpoint
 
 # What the weights are made for: another value would give them another shape or another meaning.
@@ -38,11 +39,25 @@ def check_base(model: ICLMForCausalLM, folder: Path) -> None:
         checkpoint.check_fingerprint(checkpoint.read_config(folder), model.config.base["fingerprint"], name)
 
 
-def start_from(model: ICLMForCausalLM, folder: Path) -> None:
+def names_in(folder: Path) -> list[str]:
+    """What the domain modules of an ICLM saved in a folder are called; empty where nobody said."""
+    return list(checkpoint.read_config(folder).domain_names or ()) if (folder / "config.json").is_file() else []
+
+
+def start_from(model: ICLMForCausalLM, folder: Path, domains: dict[str, int]) -> list[str]:
     """Copy the own weights of a saved ICLM, its router included, into a fresh one.
 
+    Args:
+        domains: numbers of the domains that it will be trained on. A saved ICLM that is a run knows its own: a domain
+            that has a module there must keep its number, which is that of the module and of its code.
+
+    Returns:
+        What to call the domain modules: as the saved ones are called, and those that nobody named by their domain,
+        where it is known to be theirs (it was so in the saved run, or the router is the oracle).
+
     Raises:
-        ConfigurationError: it is of another base or configuration; the message names the field.
+        ConfigurationError: it is of another base or configuration, or numbers the domains otherwise; the message names
+            the field.
         CheckpointError: there is no whole ICLM in the folder.
     """
     saved = checkpoint.read_config(folder)
@@ -58,7 +73,25 @@ def start_from(model: ICLMForCausalLM, folder: Path) -> None:
             raise ConfigurationError(
                 f"training.start_from {folder}: its {field} is {given!r}; this recipe has {wanted!r}"
             )
+    known = domains_of(read_record(folder)) if (folder / FINISHED).is_file() else {}
+    if model.config.num_domains:
+        _check_domains({name: at for name, at in known.items() if at < saved.num_domains}, domains, folder)
     checkpoint.load_own_state(model, checkpoint.read_weights(folder), folder)
+    # the code of a domain that comes new to a learned router is not of its number
+    own = domains if saved.router == "oracle" else {name: number for name, number in domains.items() if name in known}
+    return model.config.names_after(own, saved.domain_names or ())
+
+
+def _check_domains(before: dict[str, int], now: dict[str, int], folder: Path) -> None:
+    """Raise `ConfigurationError` where a domain that had a module has another number now."""
+    moved = [name for name in now if before.get(name, now[name]) != now[name]]
+    if moved:
+        there, here = (", ".join(sorted(numbers, key=lambda name: numbers[name])) for numbers in (before, now))
+        raise ConfigurationError(
+            f"training.start_from {folder}: its domains are in the order [{there}]; this recipe has [{here}]: "
+            f"{moved[0]} would get domain module {now[moved[0]]}, and its own is {before[moved[0]]}; give data.train in the "
+            "order of the former"
+        )
 
 
 def _value(config: ICLMConfig, name: str) -> Any:

@@ -83,6 +83,10 @@ class LearnedRouter(Router):
         """Set the router's own state from reduced features [n, dim] of training examples, and their domains [n]."""
         raise NotImplementedError
 
+    def place(self, code: torch.Tensor, examples: int) -> None:
+        """Set what the router knows of the last domain module: its point [dim], the mean of so many examples."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def fit(self, features: torch.Tensor, domains: torch.Tensor | None = None) -> None:
         """Set standardisation, reduction and start from features of training examples [n, hidden].

@@ -64,6 +64,10 @@ class ClusterRouter(LearnedRouter):
         bisecting = self.kind == "bisecting_kmeans"
         self.centres.copy_(centres_of(features, self.num_domains, self.seed, domains, bisecting=bisecting))
 
+    def place(self, code: torch.Tensor, examples: int) -> None:
+        """Set the last centre."""
+        self.centres[-1] = code
+
     def decide(self, units: Units) -> Route:
         """Send each unit to the modules of its nearest centres."""
         indices, weights, error = self.nearest(self.reduced(units), self.centres)

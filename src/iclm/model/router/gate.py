@@ -49,9 +49,18 @@ class GateRouter(LearnedRouter):
     def start(self, features: torch.Tensor, domains: torch.Tensor | None = None) -> None:
         """Start the gate from k-means on reduced features [n, dim]."""
         self.centres.copy_(centres_of(features, self.num_domains, self.seed, domains))
+        self._favour(slice(None))
+
+    def place(self, code: torch.Tensor, examples: int) -> None:
+        """Start the last gate from its centre; it has no share of the examples seen in training."""
+        self.centres[-1], self.usage[-1] = code, 0.0
+        self._favour(slice(-1, None))
+
+    def _favour(self, rows: slice) -> None:
+        """Give these rows of the gate the start that favours their centres."""
         scale = self.dim * self.temperature
-        self.weight.copy_(2 * self.centres / scale)
-        self.bias.copy_(-self.centres.square().sum(1) / scale)
+        self.weight[rows] = 2 * self.centres[rows] / scale
+        self.bias[rows] = -self.centres[rows].square().sum(1) / scale
 
     def decide(self, units: Units) -> Route:
         """Weigh the modules for each unit."""

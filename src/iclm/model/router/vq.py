@@ -54,6 +54,13 @@ class VQRouter(LearnedRouter):
         codebook.cluster_size.copy_(sizes.view_as(codebook.cluster_size))
         codebook.initted.fill_(True)
 
+    def place(self, code: torch.Tensor, examples: int) -> None:
+        """Set the last code, which counts as many examples as it is the mean of."""
+        codebook = self.quantiser._codebook
+        codebook.embed[..., -1, :] = code
+        codebook.embed_avg[..., -1, :] = code * examples
+        codebook.cluster_size[..., -1] = examples
+
     def decide(self, units: Units) -> Route:
         """Send each unit to the modules of its nearest codes."""
         features = self.reduced(units)
