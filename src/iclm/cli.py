@@ -1,7 +1,7 @@
 """The command line: one function a command, no logic of its own.
 
     iclm quickstart | data acre|raven|... | train | evaluate | diagnose | estimators | generate | bench step|... |
-    study | modules RUN list|...
+    study | continual | modules RUN list|...
 
 Progress goes to stderr, results to stdout. Exit code 0: done; 2: bad input, said in one line; 1: a fault of ours.
 """
@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from iclm import cli_bench, cli_data, cli_modules, cli_plan, cli_study
+from iclm import cli_bench, cli_continual, cli_data, cli_modules, cli_plan, cli_study
 from iclm.cli_shared import (
     Base,
     Columns,
@@ -42,6 +42,7 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_study.app, name="study")
+app.add_typer(cli_continual.app, name="continual")
 app.command()(cli_plan.plan)
 app.add_typer(cli_modules.app, name="modules")
 

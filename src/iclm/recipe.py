@@ -338,9 +338,23 @@ def read_mapping(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, An
     return merge(inherited, values), [str(path), *names]
 
 
+class _OneOfAKind(yaml.SafeLoader):
+    """Refuses a mapping with a key twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        texts = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        seen: set[str] = set()
+        for key in texts:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} occurs twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneOfAKind)  # a safe loader
     except OSError as error:
         raise ConfigurationError(f"{path}: the recipe cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -374,7 +388,8 @@ def _resolve_paths(values: dict[str, Any], path: Path) -> None:
     training = values.get("training")
     if isinstance(training, dict) and isinstance(training.get("start_from"), str):
         training["start_from"] = str(resolve(path, training["start_from"]))
-    _resolve_files(values.get("data"), path)
+    for place in ("data", "tasks"):
+        _resolve_files(values.get(place), path)
 
 
 def _resolve_files(place: Any, path: Path) -> None:

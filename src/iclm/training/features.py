@@ -89,6 +89,19 @@ def with_features(model: ICLMForCausalLM, packs: Sequence[Pack], pad: int, *, pr
     return [replace(pack, features=part) for pack, part in zip(plain, features.split(counts), strict=True)]
 
 
+def prompt_features(model: ICLMForCausalLM, packs: Sequence[Pack], pad: int) -> torch.Tensor:
+    """What the model's router reads of every prompt, float32 [examples, hidden] on the host; nothing is kept on disk.
+
+    Raises:
+        ConfigurationError: there is no router, or a feature is not finite.
+    """
+    plain = [replace(pack, features=None) for pack in packs]
+    found: dict[int, torch.Tensor] = {}
+    for numbers in _batches(plain) if plain else []:
+        found.update(zip(numbers, _compute(model, plain, numbers, pad), strict=True))
+    return torch.cat([found[number] for number in range(len(plain))])
+
+
 def features_key(model: ICLMForCausalLM, packs: Sequence[Pack]) -> str:
     """SHA-256 over the packs' token ids and whatever else decides the bits of their features."""
     described = {

@@ -132,7 +132,7 @@ def resumption(recipe: Recipe, out: Path) -> Resumption:
         records = read_json(ended / FINISHED).get("stages") or []
         if len(records) != 1:
             raise CheckpointError(f"{ended / FINISHED} is damaged: stages holds {len(records)} records; remove {ended}")
-    return Resumption(_newest(checkpoints_of(out, left[0])), ended, tuple(left), tuple(records))
+    return Resumption(newest_checkpoint(checkpoints_of(out, left[0])), ended, tuple(left), tuple(records))
 
 
 def _recipe(path: Path) -> Recipe | None:
@@ -143,7 +143,7 @@ def _recipe(path: Path) -> Recipe | None:
         return None
 
 
-def _newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]  # written last
     return max(whole, key=checkpoint_step, default=None)

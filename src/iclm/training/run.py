@@ -115,10 +115,12 @@ def make_trainer(
     pad: int,
     stage: Stage,
     callbacks: list[Any] | None = None,
+    kind: type[ICLMTrainer] = ICLMTrainer,
+    **options: Any,
 ) -> ICLMTrainer:
-    """The trainer of a stage of a recipe."""
+    """The trainer of a stage of a recipe, of a kind that may take further options."""
     section = recipe.training
-    return ICLMTrainer(
+    return kind(
         model,
         arguments,
         packs,
@@ -129,6 +131,7 @@ def make_trainer(
         independence=Ramp(section.mi_start, section.mi_ramp),
         stage=stage,
         callbacks=callbacks,
+        **options,
     )
 
 
@@ -189,7 +192,7 @@ def train(
         before = sum(record["steps"] for record in records)
         callbacks = [LogFile(out / LOG, before, on_log), Clock(place.seconds)]
         trainer = make_trainer(recipe, model, settings, packs, tokenizer.pad_token_id, stage, callbacks)
-        records.append({**_train_stage(trainer, place.checkpoint), "examples_seen": len(encoded) * stage.epochs})
+        records.append({**train_stage(trainer, place.checkpoint), "examples_seen": len(encoded) * stage.epochs})
         if stage is not place.left[-1]:
             _end_stage(out / STAGES / stage.name, model, tokenizer, {**known, "stages": list(records)})
         place = Resumption(left=place.left)  # the next stage begins at its start
@@ -223,7 +226,7 @@ def train(
     return model, values
 
 
-def _train_stage(trainer: ICLMTrainer, checkpoint: Path | None) -> dict[str, Any]:
+def train_stage(trainer: ICLMTrainer, checkpoint: Path | None) -> dict[str, Any]:
     """Train one stage, from a checkpoint of it if there is one, and say what was done."""
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

@@ -41,10 +41,11 @@ class LocalExecutor:
 
     Args:
         at_once: processes side by side; they share the cores, and a GPU if there is one.
+        worker: module that does a job; it is given the folder, and leaves in it what `iclm.studies.study.job` does.
     """
 
-    def __init__(self, at_once: int = 1) -> None:
-        self._at_once = at_once
+    def __init__(self, at_once: int = 1, worker: str = "iclm.studies.study.job") -> None:
+        self._at_once, self._worker = at_once, worker
         self._threads = max(1, (os.cpu_count() or 1) // at_once)
         self._processes: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
@@ -62,7 +63,7 @@ class LocalExecutor:
             if self._stopped:
                 return "stopped before it began"
             process = subprocess.Popen(
-                [sys.executable, "-m", "iclm.studies.study.job", str(folder)],
+                [sys.executable, "-m", self._worker, str(folder)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -1,0 +1,1 @@
+"""Continual learning: tasks that come one after another."""

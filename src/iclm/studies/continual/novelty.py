@@ -1,0 +1,207 @@
+"""Does a known module fit what comes, or is a new one to be opened? Decided from the router's quantisation error alone.
+
+    error(x)    mean squared distance of a prompt's features to the nearest code
+    new(x)      error(x) > margin · quantile of the errors of that code's own prompts, those that did not place it
+    open        where more than `share` of the prompts that came together are new
+
+Features are those of the frozen base, so nothing here depends on what was learned. Where boundaries are known, what comes
+together is a task; where they are not, it is a chunk of the stream: its new prompts go to the module that they open, the
+others to the nearest. A module's code and threshold grow with the chunks that follow until another module is opened
+or found to fit; then they are frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from iclm.model.router.base import squared_distances
+from iclm.studies.continual.recipe import Novelty
+
+
+@dataclass
+class Calibration:
+    """What is known of the modules that were opened, by module number.
+
+    Attributes:
+        codes: their points [dim].
+        errors: quantisation errors of prompts of their own that placed no code, sorted.
+        placed: how many prompts a code is the mean of.
+    """
+
+    codes: list[torch.Tensor] = field(default_factory=list)
+    errors: list[list[float]] = field(default_factory=list)
+    placed: list[int] = field(default_factory=list)
+
+    def threshold(self, module: int, novelty: Novelty) -> float:
+        """Error above which a prompt is new to a module."""
+        errors = torch.tensor(self.errors[module], dtype=torch.float64)
+        return novelty.margin * float(torch.quantile(errors, novelty.quantile))
+
+    def nearest(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Number of the nearest code of each point [n, dim], and the error there, both [n]."""
+        error, module = squared_distances(points, torch.stack(self.codes)).min(1)
+        return module, error
+
+    def is_new(self, points: torch.Tensor, novelty: Novelty) -> torch.Tensor:
+        """Whether each point [n, dim] is new to the module of its nearest code, bool [n]; all are where there is none."""
+        if not self.codes:
+            return torch.ones(len(points), dtype=torch.bool)
+        module, error = self.nearest(points)
+        limits = torch.tensor([self.threshold(number, novelty) for number in range(len(self.codes))])
+        return error.double() > limits[module.cpu()].to(error.device)
+
+    def open(self, points: torch.Tensor, groups: Sequence[Any], novelty: Novelty) -> torch.Tensor:
+        """Open a module for points [n, dim]; returns which of them place its code, bool [n].
+
+        Args:
+            groups: problem of each point: problems are held out whole, so that no prompt calibrates its own neighbour.
+        """
+        self.codes.append(points.new_zeros(points.shape[1]))
+        self.errors.append([])
+        self.placed.append(0)
+        return self.extend(points, groups, novelty)
+
+    def extend(self, points: torch.Tensor, groups: Sequence[Any], novelty: Novelty) -> torch.Tensor:
+        """Take more points [n, dim] of the module that was opened last.
+
+        Its code is the mean of those that place it; of one problem alone there are none to hold out, and it does both.
+
+        Returns:
+            Which of the points place the code, bool [n].
+        """
+        calibrating = held_out(groups, novelty.held_out)
+        if not bool(calibrating.any()):
+            calibrating = torch.ones_like(calibrating)
+            placing = torch.ones_like(calibrating)
+        else:
+            placing = ~calibrating if bool((~calibrating).any()) else calibrating
+        count = self.placed[-1] + int(placing.sum())
+        self.codes[-1] = (self.codes[-1] * self.placed[-1] + points[placing].sum(0)) / count
+        self.placed[-1] = count
+        found = squared_distances(points[calibrating], self.codes[-1][None])[:, 0].tolist()
+        self.errors[-1] = sorted([*self.errors[-1], *found])
+        return placing
+
+
+def held_out(groups: Sequence[Any], share: float) -> torch.Tensor:
+    """Which points calibrate, bool [n]: those of about this share of the groups, spread evenly in their order."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    chosen = {group for group, at in numbers.items() if int((at + 1) * share) > int(at * share)}
+    return torch.tensor([group in chosen for group in groups], dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Examples that are trained together.
+
+    Attributes:
+        main: the module that most of them are of, and that learns if it was opened for them.
+        opened: whether it was.
+        examples: their numbers, in the order in which they came.
+        modules: the module of each.
+        placed: those of them that place its code.
+    """
+
+    main: int
+    opened: bool
+    examples: tuple[int, ...]
+    modules: tuple[int, ...]
+    placed: tuple[int, ...] = ()
+
+
+def whole_task(
+    calibration: Calibration, points: torch.Tensor, groups: Sequence[Any], novelty: Novelty
+) -> tuple[Unit, float]:
+    """Decide for a task whose boundaries are known.
+
+    Args:
+        calibration: of the modules that are open; grows where one is opened.
+        points: features of its prompts [n, dim].
+        groups: problem of each.
+
+    Returns:
+        The task as a unit, all of whose examples go to one module, and the share of its prompts that was new.
+    """
+    share = float(calibration.is_new(points, novelty).float().mean())
+    every = tuple(range(len(points)))
+    if share > novelty.share:
+        placed = calibration.open(points, groups, novelty).nonzero()[:, 0].tolist()
+        main = len(calibration.codes) - 1
+        return Unit(main, True, every, (main,) * len(every), tuple(placed)), share
+    main = int(calibration.nearest(points)[0].mode().values)
+    return Unit(main, False, every, (main,) * len(every)), share
+
+
+def chunks(groups: Sequence[Any], size: int) -> Iterator[list[int]]:
+    """Numbers of about `size` examples that follow each other; those of one problem stay together."""
+    chunk: list[int] = []
+    for number, group in enumerate(groups):
+        if len(chunk) >= size and group != groups[chunk[-1]]:
+            yield chunk
+            chunk = []
+        chunk.append(number)
+    if chunk:
+        yield chunk
+
+
+def segment(
+    calibration: Calibration, points: torch.Tensor, groups: Sequence[Any], novelty: Novelty
+) -> tuple[list[Unit], list[float]]:
+    """Cut a stream whose boundaries are unknown into units, looking at each chunk once and never ahead.
+
+    Args:
+        calibration: of the modules that are open; grows.
+        points: features of all prompts of the stream [n, dim].
+        groups: problem of each.
+
+    Returns:
+        The units, and for each chunk the share of its prompts that was new.
+    """
+    units: list[Unit] = []
+    shares: list[float] = []
+    growing = -1  # the module whose code still moves
+    for numbers in chunks(groups, novelty.chunk):
+        part, at = points[numbers], torch.tensor(numbers)
+        owners = [groups[number] for number in numbers]
+        new = calibration.is_new(part, novelty)
+        shares.append(float(new.float().mean()))
+        modules = calibration.nearest(part)[0] if calibration.codes else torch.full_like(at, -1)
+        if shares[-1] > novelty.share:
+            placing = calibration.open(part[new], _chosen(owners, new), novelty)
+            growing = len(calibration.codes) - 1
+            opened = at[new]
+            if units and not bool(new.all()):  # the end of what came before lies in this chunk
+                units[-1] = _joined(units[-1], at[~new], modules[~new])
+            units.append(
+                _joined(Unit(growing, True, (), ()), opened, torch.full_like(opened, growing), opened[placing])
+            )
+            continue
+        main = int(modules.mode().values)
+        placed = at[:0]
+        if main == growing:
+            own = modules == main
+            placed = at[own][calibration.extend(part[own], _chosen(owners, own), novelty)]
+        else:
+            growing = -1
+        if not units or units[-1].main != main:
+            units.append(Unit(main, False, (), ()))
+        units[-1] = _joined(units[-1], at, modules, placed)
+    return units, shares
+
+
+def _chosen(items: Sequence[Any], mask: torch.Tensor) -> list[Any]:
+    return [item for item, take in zip(items, mask.tolist(), strict=True) if take]
+
+
+def _joined(unit: Unit, numbers: torch.Tensor, modules: torch.Tensor, placed: torch.Tensor | None = None) -> Unit:
+    """A unit with some further examples."""
+    return replace(
+        unit,
+        examples=(*unit.examples, *numbers.tolist()),
+        modules=(*unit.modules, *modules.tolist()),
+        placed=(*unit.placed, *(() if placed is None else placed.tolist())),
+    )

@@ -1,0 +1,358 @@
+"""Sequences on a tiny base: earlier modules stay bitwise the same, a cut sequence ends in the same matrix, bad input."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from iclm.cli import app
+from iclm.errors import ConfigurationError, DataError
+from iclm.studies.continual import job as jobs
+from iclm.studies.continual import sequence as sequences
+from iclm.studies.continual.recipe import ContinualRecipe, load_continual, training_recipe
+from iclm.studies.continual.runner import Experiment, sequence_jobs
+from iclm.studies.continual.sequence import TaskSequence
+
+TASKS = ("symbolic", "words", "raven")
+
+
+@pytest.fixture(scope="module")
+def values(tiny_llama_folder):
+    """A recipe of three tasks with twelve training and eight test questions each."""
+
+    def acre(split, problems, format):
+        return {"acre": "IID", "split": split, "problems": problems, "format": format}
+
+    def raven(split, problems):
+        return {"raven": "center_single", "split": split, "problems": problems, "format": "symbolic"}
+
+    return {
+        "base": str(tiny_llama_folder),
+        "dtype": "float32",
+        "model": {"lora_rank": 2, "mi_projection": 4, "mi_queue": 16, "split_layer": 2},
+        "training": {"batch_size": 8, "logging_steps": 1, "learning_rate": 0.01},
+        "tasks": {
+            "symbolic": {"train": [acre("train", 3, "symbolic")], "test": [acre("test", 2, "symbolic")]},
+            "words": {"train": [acre("train", 3, "text")], "test": [acre("test", 2, "text")]},
+            "raven": {"train": [raven("train", 12)], "test": [raven("test", 6)]},
+        },
+        "methods": {"iclm": {}},
+        "novelty": {"chunk": 8},
+        "ewc": {"problems": 2},
+        "replay": {"problems": 2},
+    }
+
+
+def write_job(folder, values, method="iclm", **changes):
+    """Write the job of a method; returns its folder."""
+    recipe = ContinualRecipe.model_validate({**values, **changes})
+    job = next(job for job in sequence_jobs(recipe, "tiny") if job.spec["method"] == method)
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps(job.spec))
+    return folder
+
+
+def sequence_of(folder, values, **changes):
+    return TaskSequence(write_job(folder, values, **changes))
+
+
+def module_state(model, module):
+    ends = (f"lora_A.{module}", f"lora_B.{module}")
+    return {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith(ends)}
+
+
+def outputs_of(model, examples, pad, number):
+    """Log-likelihoods of the choices under a domain module alone."""
+    from iclm.evaluation.scoring import score
+
+    return score(model.eval(), examples, modules=(f"domain_{number}",), pad=pad).choices[f"domain_{number}"]
+
+
+@pytest.mark.parametrize("guard", ["none", "ewc", "replay", "frozen_after_first"])
+def test_learning_a_task_leaves_earlier_domain_modules_bitwise_the_same(guard, values, tmp_path, assert_same):
+    sequence = sequence_of(tmp_path / "job", values, methods={"iclm": {"guard": guard}})
+    reader, calibration = sequence.reader(), sequence._calibration()
+    examples = [item for found in reader.tests().values() for item in found]
+    before, weights, codes, invariant = {}, {}, {}, []
+    for piece in reader.pieces(0, calibration, "known"):
+        sequence.learn(piece)
+        sequence.ask(piece, {})
+        sequence.keep()
+        model = sequence.model
+        for number in before:  # of the tasks before this one
+            after = outputs_of(model, examples, sequence.pad, number)
+            assert all((one == two).all() for one, two in zip(before[number], after, strict=True)), number
+            assert_same(module_state(model, 1 + number), weights[number])
+            assert torch.equal(model.router.codes[number], codes[number])
+        number = piece.unit.main
+        before[number] = outputs_of(model, examples, sequence.pad, number)
+        weights[number] = module_state(model, 1 + number)
+        assert any(bool(p.any()) for name, p in weights[number].items() if ".lora_B." in name), "it learned nothing"
+        codes[number] = model.router.codes[number].clone()
+        invariant.append(module_state(model, 0))
+    assert len(before) == 3
+    same = all(torch.equal(invariant[0][name], invariant[2][name]) for name in invariant[0])
+    assert same == (guard == "frozen_after_first")
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    def check(one, two):
+        assert one.keys() == two.keys() and one
+        assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+    return check
+
+
+ALL_METHODS = {
+    "base": {"kind": "base"},
+    "joint": {"kind": "joint"},
+    "lora": {"method": "lora"},
+    "lora-ewc": {"method": "lora", "guard": "ewc"},
+    "lora-replay": {"method": "lora", "guard": "replay"},
+    "lora-per-task": {"model": {"router": "oracle", "ablation": "no_invariant"}},
+    "iclm": {},
+    "iclm-unknown": {"boundaries": "unknown"},
+}
+
+
+@pytest.fixture(scope="module")
+def experiment(values, tmp_path_factory):
+    """All methods, done; the folder and the rows by method."""
+    out = tmp_path_factory.mktemp("continual")
+    found = {}
+    for method in ALL_METHODS:
+        folder = write_job(out / method, {**values, "methods": ALL_METHODS}, method)
+        jobs.run_job(folder)
+        found[method] = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    return out, found
+
+
+def test_every_method_fills_its_matrix(experiment):
+    _, rows = experiment
+    places = {m: {(r["module"], r["trained_through"], r["tested_on"]) for r in found} for m, found in rows.items()}
+    every = {(i, task) for i in (1, 2, 3) for task in TASKS}
+    assert places["base"] == {("mixture", 0, task) for task in TASKS}
+    assert {(i, task) for module, i, task in places["joint"] if module == "mixture"} == {(3, task) for task in TASKS}
+    for method in ("lora", "lora-ewc", "lora-replay"):
+        assert places[method] == {("mixture", *place) for place in every}
+    assert {place[1:] for place in places["iclm"] if place[0] == "mixture"} == every
+    assert {place[1:] for place in places["iclm"] if place[0] == "invariant"} == every
+    for number, task in enumerate(TASKS):
+        of_module = {place[1:] for place in places["iclm"] if place[0] == f"domain_{number}"}
+        assert of_module == {(i, tested) for i, tested in every if i > number}
+        asked = {p[1] for p in places["lora-per-task"] if p[0] == "mixture" and p[2] == task}
+        assert asked == set(range(number + 1, 4)), "an oracle has no module for a task that did not come yet"
+    assert all(row["n"] == (6 if row["tested_on"] == "raven" else 8) for found in rows.values() for row in found)
+
+
+def test_rows_of_a_frozen_module_say_after_which_task_it_was_asked(experiment):
+    rows = [row for row in experiment[1]["iclm"] if row["module"] == "domain_0"]
+    assert {row["asked_after"] for row in rows} == {1}
+    for task in TASKS:
+        assert len({row["correct"] for row in rows if row["tested_on"] == task}) == 1
+
+
+def test_with_one_module_a_task_oracle_and_mixture_are_asked_apart_only_where_they_differ(experiment):
+    done = json.loads((experiment[0] / "iclm" / "done.json").read_text())
+    assert done["homes"] == {"symbolic": 0, "words": 1, "raven": 2}
+    assert [unit["opened"] for unit in done["units"]] == [True] * 3
+    assert not (experiment[0] / "iclm" / "units").exists()
+
+
+def test_the_end_of_a_sequence_is_a_run_folder(experiment):
+    from iclm.evaluation.runs import load_run
+
+    run = load_run(experiment[0] / "iclm" / "run")
+    assert run.domains == {"symbolic": 0, "words": 1, "raven": 2}
+    assert run.names == {"domain_0": "symbolic", "domain_1": "words", "domain_2": "raven"}
+    result = CliRunner().invoke(app, ["modules", str(experiment[0] / "iclm" / "run"), "list", "--json"])
+    assert result.exit_code == 0 and "raven" in result.stdout
+
+
+def test_unknown_boundaries_find_tasks_that_differ(experiment):
+    done = json.loads((experiment[0] / "iclm-unknown" / "done.json").read_text())
+    assert sum(unit["opened"] for unit in done["units"]) >= 2
+    assert sum(sum(unit["tasks"].values()) for unit in done["units"]) == 12 + 12 + 12
+    assert [task for unit in done["units"] for task in unit["ends"]] == list(TASKS)
+
+
+@pytest.mark.parametrize("method", ["iclm", "lora-ewc", "lora-replay", "iclm-unknown"])
+def test_a_sequence_killed_between_and_within_tasks_ends_in_the_same_matrix(
+    method, values, experiment, tmp_path, monkeypatch
+):
+    """Stopped after the first task, and again in the middle of the second training."""
+    saving = {**values, "methods": ALL_METHODS, "training": {**values["training"], "save_steps": 1}}
+    whole = write_job(tmp_path / "whole", saving, method)
+    jobs.run_job(whole)
+    folder = write_job(tmp_path / "cut", saving, method)
+    keep, train = TaskSequence.keep, sequences.train_stage
+
+    class KilledError(Exception):
+        pass
+
+    def keep_and_die(self):
+        keep(self)
+        raise KilledError
+
+    monkeypatch.setattr(TaskSequence, "keep", keep_and_die)
+    with pytest.raises(KilledError):
+        jobs.run_job(folder)
+    monkeypatch.setattr(TaskSequence, "keep", keep)
+
+    def train_and_die(trainer, place):
+        from transformers import TrainerCallback
+
+        class Stop(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                control.should_save = True
+                if state.global_step > 1:
+                    raise KilledError
+
+        trainer.add_callback(Stop)
+        return train(trainer, place)
+
+    monkeypatch.setattr(sequences, "train_stage", train_and_die)
+    with pytest.raises(KilledError):
+        jobs.run_job(folder)
+    monkeypatch.setattr(sequences, "train_stage", train)
+    assert list((folder / "work").glob("*/checkpoints/checkpoint-*"))
+    jobs.run_job(folder)
+
+    def matrix(place):
+        found = [json.loads(line) for line in (place / "rows.jsonl").read_text().splitlines()]
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in found]
+
+    assert matrix(folder) == matrix(whole)
+    from safetensors.torch import load_file
+
+    one, two = (load_file(place / "run" / "model.safetensors") for place in (folder, whole))
+    assert [name for name in two if not torch.equal(one[name], two[name])] == []
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def load(values, tmp_path, **changes):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
+    return load_continual(tmp_path / "recipe.yaml")
+
+
+def test_two_tasks_of_one_name_are_refused_with_the_line(values, tmp_path):
+    text = yaml.safe_dump(values, sort_keys=False).replace("  words:", "  symbolic:")
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"line \d+: .*'symbolic' occurs twice"):
+        load_continual(tmp_path / "recipe.yaml")
+
+
+def test_an_empty_task_is_refused_by_name(values, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    tasks = {**values["tasks"], "words": {**values["tasks"]["words"], "train": [{"file": str(tmp_path / "empty.jsonl")}]}}
+    folder = write_job(tmp_path / "job", values, tasks=tasks)
+    with pytest.raises(DataError, match="task 'words', training examples"):
+        jobs.run_job(folder)
+
+
+def test_a_file_that_vanishes_midway_stops_the_sequence_and_nothing_is_lost(values, tmp_path):
+    """The file of the second task is gone when its turn comes; with the file back the sequence goes on after the first."""
+    from iclm.data import acre
+
+    file = tmp_path / "words.jsonl"
+    lines = [
+        {"input": [{"role": "user", "content": example.prompt}], "ideal": example.answer}
+        for problem in acre.generate("IID", "train", 3, 5)
+        for example in acre.examples(problem, "text")
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    file.write_text(text)
+    tasks = {**values["tasks"], "words": {**values["tasks"]["words"], "train": [{"file": str(file)}]}}
+    folder = write_job(tmp_path / "job", values, tasks=tasks)
+    file.unlink()
+    with pytest.raises(DataError, match=r"task 'words', training examples: .*words\.jsonl"):
+        jobs.run_job(folder)
+    assert (folder / "units" / "000" / "state.json").is_file()
+    file.write_text(text)
+    done = jobs.run_job(folder)
+    assert done["homes"].keys() == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"orders": {"a": ["symbolic", "word"]}}, "orders.a names 'word'; known are symbolic, words, raven"),
+        ({"orders": {"a": ["words", "words"]}}, "orders.a has 'words' twice"),
+        ({"methods": {"a/b": {}}}, "a name is part of a path"),
+        ({"seeds": [1, 1]}, "each comes once"),
+        ({"model": {"num_domains": 3}}, "modules are opened as tasks come"),
+        ({"methods": {"m": {"kind": "base", "method": "lora"}}}, "untouched base"),
+        ({"methods": {"m": {"kind": "joint", "guard": "ewc"}}}, "kind joint has no earlier task"),
+        ({"methods": {"m": {"guard": "ewc", "model": {"ablation": "no_invariant"}}}}, "guards the invariant module"),
+        ({"methods": {"m": {"method": "lora", "guard": "frozen_after_first"}}}, "leaves plain LoRA nothing"),
+        ({"methods": {"m": {"model": {"router": "random"}}}}, "method m: router is 'random'"),
+        ({"methods": {"m": {"model": {"ablation": "no_domain"}}}}, "use method: lora"),
+        ({"methods": {"m": {"training": {"stages": "two_stage"}}}}, "training.stages is not for a sequence"),
+        ({"methods": {"m": {"model": {"active_domains": 2}}}}, "active_domains"),
+        ({"novelty": {"share": 1.0}}, "novelty.share"),
+        ({"method": {}}, "method is not a recipe key; did you mean methods?"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_one_line(changes, message, values, tmp_path):
+    with pytest.raises(ConfigurationError) as caught:
+        load(values, tmp_path, **changes)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_task_is_a_domain_of_its_own_and_its_seed_is_the_sequences(values):
+    recipe = ContinualRecipe.model_validate({**values, "seeds": [7]})
+    sources = training_recipe(recipe, "iclm", "given", 7).data.train
+    assert [(source.domain, source.seed) for source in sources] == [(task, 7) for task in TASKS]
+    assert training_recipe(recipe, "iclm", "given", 7).model.router_reduction == "none"
+
+
+def test_a_job_does_not_change_with_what_it_does_not_read(values):
+    two = ContinualRecipe.model_validate({**values, "methods": ALL_METHODS, "seeds": [0, 1]})
+    one = ContinualRecipe.model_validate({**values, "methods": {"iclm": {}}, "seeds": [0]})
+    folders = {job.name: job.folder for job in sequence_jobs(two, "x")}
+    assert folders["given/iclm/seed-0"] == sequence_jobs(one, "x")[0].folder
+    assert folders["given/iclm/seed-0"] != folders["given/iclm/seed-1"]
+    assert "given/base" in folders and len(folders) == 2 * (len(ALL_METHODS) - 1) + 1
+
+
+def test_a_failing_job_is_reported_and_does_not_stop_the_rest(values, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    tasks = {**values["tasks"], "gone": {"train": [{"file": str(tmp_path / "empty.jsonl")}], "test": values["tasks"]["raven"]["test"]}}
+    changed = {
+        **values,
+        "tasks": tasks,
+        "orders": {"bad": ["gone"], "good": ["symbolic"]},
+        "methods": {"lora": {"method": "lora"}},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed))
+    arguments = ["continual", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 1
+    summary = json.loads(result.stdout)
+    assert summary["done"] == ["good/lora/seed-0"] and "task 'gone'" in summary["failed"]["bad/lora/seed-0"]
+    planned = CliRunner().invoke(app, [*arguments, "--plan"])
+    assert planned.exit_code == 0 and "1 of 2 sequences are done" in planned.stdout
+
+
+def test_a_folder_of_something_else_is_not_written_into(values, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigurationError, match="holds something else"):
+        Experiment(ContinualRecipe.model_validate(values), "x", tmp_path / "out")
+
+
+def test_a_damaged_state_is_named(values, tmp_path):
+    folder = write_job(tmp_path / "job", values)
+    (folder / "units" / "000").mkdir(parents=True)
+    (folder / "units" / "000" / "state.json").write_text('{"unit": 3}')
+    from iclm.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match="state.json is damaged"):
+        jobs.run_job(folder)
+    shutil.rmtree(folder / "units")

@@ -1,0 +1,111 @@
+"""When a module is opened: decided on points whose clusters are known."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iclm.studies.continual.novelty import Calibration, chunks, held_out, segment, whole_task
+from iclm.studies.continual.recipe import Novelty
+from iclm.studies.continual.units import ends_of
+
+DIM = 16
+
+
+def cluster(centre, count, seed, spread=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return centre + spread * torch.randn(count, DIM, generator=generator)
+
+
+def stream(*parts):
+    """Points of clusters that follow each other, their tasks, and a problem for each four of them."""
+    points = torch.cat([cluster(centre, count, seed) for seed, (centre, count) in enumerate(parts)])
+    tasks = [f"task {number}" for number, (_, count) in enumerate(parts) for _ in range(count)]
+    return points, tasks, [number // 4 for number in range(len(points))]
+
+
+def test_a_far_task_opens_a_module_and_fresh_examples_of_a_known_one_do_not():
+    calibration, novelty = Calibration(), Novelty()
+    first, share = whole_task(calibration, cluster(0.0, 80, 0), range(80), novelty)
+    assert (first.main, first.opened, share) == (0, True, 1.0)
+    second, share = whole_task(calibration, cluster(10.0, 80, 1), range(80), novelty)
+    assert (second.main, second.opened, share) == (1, True, 1.0)
+    again, share = whole_task(calibration, cluster(0.0, 80, 2), range(80), novelty)
+    assert (again.main, again.opened) == (0, False) and share < 0.1
+    assert len(calibration.codes) == 2
+
+
+def test_a_code_is_the_mean_of_what_placed_it_and_is_calibrated_by_the_others():
+    calibration, novelty, points = Calibration(), Novelty(held_out=0.25), cluster(3.0, 40, 0)
+    unit, _ = whole_task(calibration, points, range(40), novelty)
+    rest = sorted(set(range(40)) - set(unit.placed))
+    assert len(rest) == 10 and calibration.placed == [30]
+    assert torch.allclose(calibration.codes[0], points[list(unit.placed)].mean(0))
+    errors = (points[rest] - calibration.codes[0]).square().mean(1).sort().values
+    assert calibration.errors[0] == pytest.approx(errors.tolist())
+    assert calibration.threshold(0, novelty) == pytest.approx(1.5 * float(torch.quantile(errors, 0.95)))
+
+
+def test_a_problem_is_held_out_whole():
+    groups = [number // 4 for number in range(32)]
+    chosen = held_out(groups, 0.25)
+    assert int(chosen.sum()) == 8
+    assert all(len(set(chosen[i : i + 4].tolist())) == 1 for i in range(0, 32, 4))
+
+
+def test_a_single_problem_places_its_code_and_calibrates_it():
+    calibration = Calibration()
+    unit, _ = whole_task(calibration, cluster(0.0, 4, 0), [0] * 4, Novelty())
+    assert unit.placed == (0, 1, 2, 3) and len(calibration.errors[0]) == 4
+
+
+def test_a_stream_is_cut_where_it_changes_even_within_a_chunk():
+    points, tasks, groups = stream((0.0, 100), (8.0, 100), (-8.0, 100))
+    units, shares = segment(Calibration(), points, groups, Novelty(chunk=32))
+    assert [(unit.main, unit.opened) for unit in units] == [(0, True), (1, True), (2, True)]
+    for unit, task in zip(units, ("task 0", "task 1", "task 2"), strict=True):
+        assert {tasks[number] for number in unit.examples} == {task}
+        assert set(unit.modules) == {unit.main}
+    assert shares[0] == 1.0 and ends_of(units, tasks) == [["task 0"], ["task 1"], ["task 2"]]
+
+
+def test_a_task_that_comes_back_goes_to_its_module_which_is_not_opened_again():
+    points, tasks, groups = stream((0.0, 96), (8.0, 96), (0.0, 96))
+    units, _ = segment(Calibration(), points, groups, Novelty(chunk=32))
+    assert [(unit.main, unit.opened) for unit in units] == [(0, True), (1, True), (0, False)]
+    assert units[2].placed == ()
+
+
+def test_a_code_stands_still_once_another_module_was_opened():
+    points, _, groups = stream((0.0, 96), (8.0, 96), (0.5, 96))
+    calibration = Calibration()
+    units, _ = segment(calibration, points, groups, Novelty(chunk=32))
+    assert torch.allclose(calibration.codes[0], points[list(units[0].placed)].mean(0), atol=1e-5)
+    assert max(units[0].placed) < 96
+
+
+def test_nothing_is_decided_by_what_comes_later():
+    points, _, groups = stream((0.0, 96), (8.0, 96), (-8.0, 96))
+    whole, shares = segment(Calibration(), points, groups, Novelty(chunk=32))
+    part, early = segment(Calibration(), points[:192], groups[:192], Novelty(chunk=32))
+    assert early == shares[: len(early)] and part == whole[:2]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(4, 20), st.integers(0, 99))
+def test_every_example_is_in_one_unit(sizes, size, seed):
+    groups = [number for number, count in enumerate(sizes) for _ in range(count)]
+    parts = list(chunks(groups, size))
+    assert [number for part in parts for number in part] == list(range(len(groups)))
+    assert all(groups[one[-1]] != groups[two[0]] for one, two in zip(parts, parts[1:], strict=False))
+    points = torch.randn(len(groups), DIM, generator=torch.Generator().manual_seed(seed)) * 3
+    calibration = Calibration()
+    units, shares = segment(calibration, points, groups, Novelty(chunk=size, margin=0.6))
+    assert sorted(number for unit in units for number in unit.examples) == list(range(len(groups)))
+    assert len(shares) == len(parts) and len(calibration.codes) == sum(unit.opened for unit in units)
+    assert all(0 <= module < len(calibration.codes) for unit in units for module in unit.modules)
+
+
+def test_a_task_ends_with_the_unit_that_completes_nine_tenths_of_it():
+    points, tasks, groups = stream((0.0, 100), (0.0, 100))
+    units, _ = segment(Calibration(), points, groups, Novelty(chunk=32))
+    assert len(units) == 1 and ends_of(units, tasks) == [["task 0", "task 1"]]
