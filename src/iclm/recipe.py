@@ -61,7 +61,7 @@ class ModelSection(Section):
     active_domains: int = 1
     """Domain modules that the router activates for each example."""
     split_layer: int | None = None
-    """Layers below it carry no adapter; null means half of the layers for iclm and 0 for lora."""
+    """Layers below it carry no adapter; null means a quarter of the layers for iclm and 0 for lora."""
     lora_rank: int = 8
     """Rank of each module."""
     lora_alpha: float = 16.0

@@ -43,7 +43,7 @@ class ICLMConfig(PreTrainedConfig):
         num_domains: K, the number of domain-specific modules; 0 with method "lora" and only there.
         domain_names: what a user calls each domain module, K different names (`name_fault`); None means domain_0, ...
         active_domains: how many domain modules the router activates for each example, 1 <= active <= K.
-        split_layer: s; layers below s carry no adapter and run once for all modules. None means half of the layers
+        split_layer: s; layers below s carry no adapter and run once for all modules. None means a quarter of the layers
             for "iclm" and 0 for "lora".
         lora_rank, lora_alpha, lora_dropout: rank r of each module, its scale alpha / r, dropout before A (Hu et al. 2021).
         target_modules: "attention" (every linear layer inside attention), "all-linear", or a list of name endings.

@@ -64,7 +64,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         config.vocab_size, config.hidden_size = parts.vocab_size, parts.hidden_size
         config.num_hidden_layers = parts.num_layers
         if config.split_layer is None:
-            config.split_layer = 0 if config.method == "lora" else parts.num_layers // 2
+            config.split_layer = 0 if config.method == "lora" else parts.num_layers // 4
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(base.config.get_text_config(decoder=True), name, None))
         config.check()

@@ -84,7 +84,7 @@ def learning_cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str
     has not come so far has none.
     """
     examples = sorted({row["examples"] for row in rows})
-    names = list(dict.fromkeys((row["method"], row["split"]) for row in rows))
+    names = sorted({(row["method"], row["split"]) for row in rows}, key=lambda name: (name[0] != "lora", name[1]))
     lora = [row for row in rows if row["method"] == "lora"]
     limit = _seconds(lora)[-1][0] if lora else None
     header = ["contestant", *(f"after {count:,} examples" for count in examples), "step", "after equal seconds"]

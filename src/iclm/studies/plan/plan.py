@@ -51,7 +51,7 @@ def plan(
         k, active: domain modules, and how many of them an example activates.
         batch, tokens: examples in a batch, and tokens of each; the last two are labels.
         rank, targets: of the adapters.
-        split_layer: layers below it carry none; None means half of the layers.
+        split_layer: layers below it carry none; None means a quarter of the layers.
         dtype: of the frozen base.
         checkpointing: adapted layers are computed anew in the backward pass.
         examples: to train on; gives the time of the whole training.
@@ -69,7 +69,7 @@ def plan(
     """
     config = configuration_of(base)
     sizes = Sizes.of(config, rank, targets)
-    split = sizes.layers // 2 if split_layer is None else split_layer
+    split = sizes.layers // 4 if split_layer is None else split_layer
     _check(config, sizes, split, k, active, batch, tokens, rank)
     workload = Workload(batch=batch, tokens=tokens, rank=rank, targets=targets)
     torch_dtype = resolve_dtype(dtype)
