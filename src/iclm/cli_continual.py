@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from iclm.cli_shared import Json, Overwrite, note, print_json, quiet_libraries, stdout
+from iclm.errors import ConfigurationError
 
 
 class _RunByDefault(TyperGroup):
@@ -46,7 +48,7 @@ def run(
 ) -> None:
     """Do what is missing of all methods, orders and seeds; the word run may be left out.
 
-    Example: iclm continual recipes/continual/short.yaml --out runs/short --only iclm --task-boundaries unknown
+    Example: iclm continual run recipes/continual/short.yaml --out runs/short --only iclm --task-boundaries unknown
     """
     quiet_libraries()
     from iclm.studies.continual.recipe import load_continual, with_boundaries
@@ -85,3 +87,83 @@ def run(
         print(f"{len(standing.done)} of {len(standing.jobs)} sequences are done")
     if standing.failed:
         sys.exit(1)
+
+
+@app.command()
+def boundaries(
+    recipe: Annotated[Path, typer.Argument(help="Recipe of a sequence in YAML.")],
+    out: Annotated[Path, typer.Option(help="File to write, one JSON object a line.")],
+    margins: Annotated[str | None, typer.Option(help="Margins between commas; default: 0.5 to 10.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what the router calls new by threshold, and how many modules a stream opens; nothing is trained.
+
+    Example: iclm continual boundaries recipes/continual/long.yaml --out boundaries.jsonl
+    """
+    quiet_libraries()
+    from iclm.data.files import atomic_write
+    from iclm.report.continual import grids
+    from iclm.studies.continual.boundaries import MARGINS, boundary_rows
+    from iclm.studies.continual.recipe import load_continual
+    from iclm.studies.continual.results import Found, summarise
+
+    try:
+        chosen = MARGINS if margins is None else tuple(float(part) for part in margins.split(","))
+    except ValueError:
+        chosen = ()
+    if not chosen or min(chosen) <= 0:
+        raise ConfigurationError(f"--margins is {margins!r}; give numbers above 0 between commas, such as 1,1.5,2")
+    loaded = load_continual(recipe)
+    with atomic_write(out, overwrite=overwrite) as stream:
+        rows = list(boundary_rows(loaded, recipe.stem, chosen, note))
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+    summary = summarise(Found(boundaries=rows))
+    if as_json:
+        print_json(summary["boundaries"])
+        return
+    for grid in grids(summary):
+        stdout().print(grid.terminal())
+    note(f"written to {out}")
+
+
+@app.command()
+def report(
+    experiments: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of iclm continual, reports of them, and files of iclm continual boundaries."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for rows.jsonl, summary.json, tables.md and plots.")] = None,
+    write: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Markdown file whose blocks <!-- continual: NAME --> ... <!-- /continual --> become the tables."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Collect the finished sequences, and write accuracy matrices, metrics and plots.
+
+    Example: iclm continual report runs/short runs/long --out results/continual --write docs/continual.md
+    """
+    quiet_libraries()
+    from iclm.report.continual import check_blocks, check_out, grids, write_blocks, write_report
+    from iclm.studies.continual.results import collect, summarise
+
+    found = collect(experiments)
+    summary = summarise(found)
+    if out is not None:
+        check_out(found, out, overwrite=overwrite)
+    check_blocks(summary, write or ())
+    if out is not None:
+        write_report(found, summary, out, overwrite=overwrite)
+        note(f"written to {out}")
+    write_blocks(summary, write or ())
+    for path in write or ():
+        note(f"tables written into {path}")
+    if as_json:
+        print_json(summary)
+        return
+    for grid in grids(summary):
+        stdout().print(grid.terminal())

@@ -18,7 +18,9 @@ def plan(
     tokens: Annotated[int, typer.Option(help="Tokens of an example.")] = 512,
     rank: Annotated[int, typer.Option(help="Rank of each module.")] = 8,
     targets: Annotated[str, typer.Option(help="Adapted linear layers: attention or all-linear.")] = "attention",
-    split: Annotated[int | None, typer.Option(help="Layers below it carry no adapter; default: a quarter of them.")] = None,
+    split: Annotated[
+        int | None, typer.Option(help="Layers below it carry no adapter; default: a quarter of them.")
+    ] = None,
     active: Annotated[int, typer.Option(help="Domain modules that an example activates.")] = 1,
     dtype: Annotated[str, typer.Option(help="Of the frozen base: auto, float32, bfloat16 or float16.")] = "auto",
     checkpointing: Annotated[

@@ -26,6 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from iclm.errors import ConfigurationError
+from iclm.yaml_file import read_yaml
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -321,7 +322,7 @@ def read_mapping(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, An
     Raises:
         ConfigurationError: a file that cannot be read, no YAML mapping, or an `extends` that leads nowhere.
     """
-    values = _read_yaml(path)
+    values = read_yaml(path)
     _resolve_paths(values, path)
     parent = values.pop("extends", None)
     if parent is None:
@@ -336,38 +337,6 @@ def read_mapping(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, An
         raise ConfigurationError(f"{path}: extends {parent}: there is no such file; it is looked for beside the recipe")
     inherited, names = read_mapping(below, chain)
     return merge(inherited, values), [str(path), *names]
-
-
-class _OneOfAKind(yaml.SafeLoader):
-    """Refuses a mapping with a key twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node."""
-        texts = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        seen: set[str] = set()
-        for key in texts:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} occurs twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneOfAKind)  # a safe loader
-    except OSError as error:
-        raise ConfigurationError(f"{path}: the recipe cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: the recipe is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise ConfigurationError(
-            f"{path}{where}: the recipe is not valid YAML: {getattr(error, 'problem', error)}"
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{path}: a recipe is a mapping of sections; the file holds {type(values).__name__}")
-    return values
 
 
 def merge(below: Any, above: Any) -> Any:

@@ -25,7 +25,13 @@ def model(request, make_iclm, architecture, models):
 
 def make_model(make_iclm, architecture, router, domains, active):
     return make_iclm(
-        architecture, router=router, num_domains=domains, active_domains=active, codebook_decay=0.5, aggregator="concat"
+        architecture,
+        router=router,
+        num_domains=domains,
+        active_domains=active,
+        codebook_decay=0.5,
+        aggregator="concat",
+        split_layer=2,
     )
 
 

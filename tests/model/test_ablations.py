@@ -38,8 +38,8 @@ def test_without_the_invariant_module_a_batch_has_one_row_an_example_and_the_lm_
 
 def test_without_domain_modules_it_is_one_module_above_the_split(make_iclm, architecture, labelled):
     model = make_iclm(architecture, ablation="no_domain", num_domains=3)
-    lora = make_iclm(architecture, method="lora", split_layer=2)
-    assert model.config.split_layer == 2 and model.config.module_names == ["mixture"]
+    lora = make_iclm(architecture, method="lora", split_layer=1)
+    assert model.config.split_layer == 1 and model.config.module_names == ["mixture"]
     assert model.router is None and model.aggregator is None
     lora.load_state_dict(model.own_state_dict(), strict=False)
     batch = labelled()

@@ -85,8 +85,8 @@ def test_plain_lora_has_one_module_on_every_layer(make_iclm):
     assert not [n for n in model.own_state_dict() if "lora" not in n]
 
 
-def test_default_split_is_half_of_the_layers(make_iclm):
-    assert make_iclm().config.split_layer == 2
+def test_default_split_is_a_quarter_of_the_layers(make_iclm):
+    assert make_iclm().config.split_layer == 1 and make_iclm(method="lora").config.split_layer == 0
 
 
 def test_module_names_are_what_can_be_asked_for(make_iclm):

@@ -34,7 +34,7 @@ def test_other_blocks_are_left_alone():
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():
     with pytest.raises(
-        ConfigurationError, match=r"x\.md: there is no table 'acre' in this study; there are acre/accuracy, paper"
+        ConfigurationError, match=r"x\.md: there is no table 'acre' in these results; there are acre/accuracy, paper"
     ):
         with_blocks("<!-- study: acre -->\n<!-- /study -->", TEXTS, "x.md")
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from iclm.studies.continual.recipe import ContinualRecipe, load_continual, train
 from iclm.studies.continual.runner import Experiment, sequence_jobs
 from iclm.studies.continual.sequence import TaskSequence
 
+ROOT = Path(__file__).parents[2]
 TASKS = ("symbolic", "words", "raven")
 
 
@@ -250,7 +252,10 @@ def test_two_tasks_of_one_name_are_refused_with_the_line(values, tmp_path):
 
 def test_an_empty_task_is_refused_by_name(values, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    tasks = {**values["tasks"], "words": {**values["tasks"]["words"], "train": [{"file": str(tmp_path / "empty.jsonl")}]}}
+    tasks = {
+        **values["tasks"],
+        "words": {**values["tasks"]["words"], "train": [{"file": str(tmp_path / "empty.jsonl")}]},
+    }
     folder = write_job(tmp_path / "job", values, tasks=tasks)
     with pytest.raises(DataError, match="task 'words', training examples"):
         jobs.run_job(folder)
@@ -323,7 +328,10 @@ def test_a_job_does_not_change_with_what_it_does_not_read(values):
 
 def test_a_failing_job_is_reported_and_does_not_stop_the_rest(values, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    tasks = {**values["tasks"], "gone": {"train": [{"file": str(tmp_path / "empty.jsonl")}], "test": values["tasks"]["raven"]["test"]}}
+    tasks = {
+        **values["tasks"],
+        "gone": {"train": [{"file": str(tmp_path / "empty.jsonl")}], "test": values["tasks"]["raven"]["test"]},
+    }
     changed = {
         **values,
         "tasks": tasks,
@@ -353,6 +361,40 @@ def test_a_damaged_state_is_named(values, tmp_path):
     (folder / "units" / "000" / "state.json").write_text('{"unit": 3}')
     from iclm.errors import CheckpointError
 
-    with pytest.raises(CheckpointError, match="state.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
         jobs.run_job(folder)
     shutil.rmtree(folder / "units")
+
+
+# -- thresholds and shipped recipes ------------------------------------------------------------------------------------
+
+
+def test_thresholds_are_measured_without_a_training(values, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    arguments = ["continual", "boundaries", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "found.jsonl")]
+    result = CliRunner().invoke(app, [*arguments, "--margins", "0.01,1.5,1e9", "--json"])
+    assert result.exit_code == 0, result.output
+    low, _, high = json.loads(result.stdout)
+    assert low["new_before"] == 1.0 and high["new_before"] == 0.0 and high["new_after"] == 0.0
+    assert low["extra"] > 0 and high["extra"] == -2.0, "one module is always opened, for the first"
+    rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * (3 + 1) and {row["sequence"] for row in rows} == {"recipe"}
+    again = CliRunner().invoke(app, arguments)
+    assert "exists" in str(again.exception)
+
+
+@pytest.mark.parametrize("margins", ["", "0", "1,x", "-1"])
+def test_margins_that_are_none_are_refused(margins, values, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    arguments = ["continual", "boundaries", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "found.jsonl")]
+    result = CliRunner().invoke(app, [*arguments, "--margins", margins])
+    assert isinstance(result.exception, ConfigurationError) and "margins" in str(result.exception)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "continual").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_sequences_can_be_planned(path):
+    recipe = load_continual(path)
+    found = sequence_jobs(recipe, path.stem)
+    assert len({job.folder for job in found}) == len(found)
+    assert all(set(order) == set(recipe.tasks) for order in recipe.orders.values())
+    assert len(recipe.tasks) >= (10 if path.stem == "long" else 2)

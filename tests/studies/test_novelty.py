@@ -1,5 +1,7 @@
 """When a module is opened: decided on points whose clusters are known."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -70,7 +72,7 @@ def test_a_stream_is_cut_where_it_changes_even_within_a_chunk():
 
 
 def test_a_task_that_comes_back_goes_to_its_module_which_is_not_opened_again():
-    points, tasks, groups = stream((0.0, 96), (8.0, 96), (0.0, 96))
+    points, _, groups = stream((0.0, 96), (8.0, 96), (0.0, 96))
     units, _ = segment(Calibration(), points, groups, Novelty(chunk=32))
     assert [(unit.main, unit.opened) for unit in units] == [(0, True), (1, True), (0, False)]
     assert units[2].placed == ()
@@ -96,7 +98,7 @@ def test_every_example_is_in_one_unit(sizes, size, seed):
     groups = [number for number, count in enumerate(sizes) for _ in range(count)]
     parts = list(chunks(groups, size))
     assert [number for part in parts for number in part] == list(range(len(groups)))
-    assert all(groups[one[-1]] != groups[two[0]] for one, two in zip(parts, parts[1:], strict=False))
+    assert all(groups[one[-1]] != groups[two[0]] for one, two in pairwise(parts))
     points = torch.randn(len(groups), DIM, generator=torch.Generator().manual_seed(seed)) * 3
     calibration = Calibration()
     units, shares = segment(calibration, points, groups, Novelty(chunk=size, margin=0.6))

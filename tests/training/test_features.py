@@ -157,7 +157,7 @@ def test_features_for_a_router_by_token_are_refused(make_iclm, packs):
     "settings",
     [
         {},
-        {"router_layer": 2},
+        {"router_layer": 1},
         {"router_layer": 0},
         {"router_layer": -1, "router": "oracle"},
         {"router_layer": -1, "router": "random"},

@@ -3,6 +3,8 @@
 <!-- study: acre/accuracy -->
 ... the table of that name; everything between the marks is replaced
 <!-- /study -->
+
+A block of continual learning is marked `continual` in place of `study`.
 """
 
 from __future__ import annotations
@@ -13,16 +15,16 @@ from pathlib import Path
 
 from iclm.errors import ConfigurationError
 
-_BLOCK = re.compile(r"(<!-- study: (?P<name>[^>\n]*?) -->(?P<end>\r?\n))(?P<text>.*?)(?=<!-- /study -->)", re.DOTALL)
-_OPEN, _CLOSE = "<!-- study:", "<!-- /study -->"
+STUDY, CONTINUAL = "study", "continual"
 
 
-def with_blocks(text: str, texts: Mapping[str, str], where: str | Path) -> str:
-    """A Markdown text with all its study blocks replaced; everything else stays as it is.
+def with_blocks(text: str, texts: Mapping[str, str], where: str | Path, mark: str = STUDY) -> str:
+    """A Markdown text with all its blocks of a mark replaced; everything else stays as it is.
 
     Args:
         texts: what a block can hold, by its name.
         where: the file, for messages.
+        mark: `STUDY` or `CONTINUAL`.
 
     Raises:
         ConfigurationError: a block of an unknown name, or one that is not closed.
@@ -31,23 +33,27 @@ def with_blocks(text: str, texts: Mapping[str, str], where: str | Path) -> str:
     def replaced(block: re.Match[str]) -> str:
         name = block["name"].strip()
         if name not in texts:
-            raise ConfigurationError(f"{where}: there is no table {name!r} in this study; there are {', '.join(texts)}")
+            raise ConfigurationError(
+                f"{where}: there is no table {name!r} in these results; there are {', '.join(texts)}"
+            )
         return block[1] + texts[name].replace("\n", block["end"])
 
-    blocks = list(_BLOCK.finditer(text))
-    nested = any(_OPEN in block["text"] for block in blocks)
-    if nested or not len(blocks) == text.count(_OPEN) == text.count(_CLOSE):
+    first, last = f"<!-- {mark}:", f"<!-- /{mark} -->"
+    pattern = re.compile(rf"({first} (?P<name>[^>\n]*?) -->(?P<end>\r?\n))(?P<text>.*?)(?={last})", re.DOTALL)
+    blocks = list(pattern.finditer(text))
+    nested = any(first in block["text"] for block in blocks)
+    if nested or not len(blocks) == text.count(first) == text.count(last):
         raise ConfigurationError(
-            f"{where}: a study block is a line {_OPEN} NAME --> and, further down, a line {_CLOSE}; one of them is missing"
+            f"{where}: a {mark} block is a line {first} NAME --> and, further down, a line {last}; one of them is missing"
         )
-    return _BLOCK.sub(replaced, text)
+    return pattern.sub(replaced, text)
 
 
-def read_markdown(path: Path) -> str:
+def read_markdown(path: Path, mark: str = STUDY) -> str:
     """The text of a Markdown file, line ends as they are.
 
     Raises:
-        ConfigurationError: it cannot be read, or holds no study block.
+        ConfigurationError: it cannot be read, or holds no block of that mark.
     """
     try:
         text = path.read_bytes().decode("utf-8")
@@ -55,6 +61,6 @@ def read_markdown(path: Path) -> str:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: is not UTF-8 text") from error
-    if _OPEN not in text:
-        raise ConfigurationError(f"{path}: has no line {_OPEN} NAME --> to write a table after")
+    if f"<!-- {mark}:" not in text:
+        raise ConfigurationError(f"{path}: has no line <!-- {mark}: NAME --> to write a table after")
     return text

@@ -72,7 +72,7 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[:half]}…{name[-half:]}"
 
 
-def _heat_map(axes: Any, values: list[list[float]], texts: list[list[str]], top: float) -> Any:
+def heat_map(axes: Any, values: list[list[float]], texts: list[list[str]], top: float) -> Any:
     """Cells from 0 to `top` with a text each, light on dark and dark on light; NaN is left blank."""
     import numpy as np
 
@@ -87,7 +87,7 @@ def _heat_map(axes: Any, values: list[list[float]], texts: list[list[str]], top:
     return image
 
 
-def _ticks(axes: Any, columns: list[str], rows: list[str], width: float) -> None:
+def ticks(axes: Any, columns: list[str], rows: list[str], width: float) -> None:
     """Names of the columns and rows of a heat map of so many inches; column names are slanted where they would touch."""
     names = [short(name) for name in columns]
     slanted = max(map(len, names)) * CHARACTER > width / len(names)
@@ -116,8 +116,8 @@ def plot_routing(section: dict[str, Any]) -> Any:
         counts = found["table"]["counts"]
         totals = [max(sum(column), 1) for column in zip(*counts, strict=True)]
         shares = [[n / total for n, total in zip(row, totals, strict=True)] for row in counts]
-        image = _heat_map(axes, shares, [[str(n) for n in row] for row in counts], 1.0)
-        _ticks(axes, found["table"]["domains"], [f"domain_{code}" for code in range(codes)], width)
+        image = heat_map(axes, shares, [[str(n) for n in row] for row in counts], 1.0)
+        ticks(axes, found["table"]["domains"], [f"domain_{code}" for code in range(codes)], width)
         axes.set_title(f"{_place(side)} (n = {found['n']})", fontsize=10)
         axes.set_xlabel("true domain")
     panels[0].set_ylabel("module routed to")
@@ -227,8 +227,8 @@ def plot_swap(section: dict[str, Any]) -> Any:
     width = _extent(len(names), 0.75, 2.2)
     figure = empty_figure(width + 3.4, _extent(len(names), 0.6, 1.4) + 1.8)
     axes = figure.subplots()
-    image = _heat_map(axes, values, texts, 1.0)
-    _ticks(axes, names, [f"{row['source']} (n = {row['n']})" for row in rows], width)
+    image = heat_map(axes, values, texts, 1.0)
+    ticks(axes, names, [f"{row['source']} (n = {row['n']})" for row in rows], width)
     for i in range(len(names)):  # the router's own choice
         axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2))
     axes.set_xlabel("module that answers")

@@ -1,0 +1,228 @@
+"""The finished sequences of experiments: collected from their folders, or from the files that a report leaves.
+
+OUT/rows.jsonl         the rows of all sequences: one a method, module, task trained through and task tested on
+OUT/sequences.jsonl    a line a sequence: its recipe, units, seconds, versions, device
+OUT/boundaries.jsonl   what `iclm continual boundaries` found, where it was given
+
+A report that is made from these files again is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iclm.errors import CheckpointError, ConfigurationError
+from iclm.model.checkpoint import read_json
+from iclm.studies.continual.metrics import matrix_of
+from iclm.studies.continual.runner import JOBS
+from iclm.studies.study.job import DONE, ROWS, SPEC
+from iclm.studies.study.statistics import mean_over_seeds
+
+ROWS_FILE, SEQUENCES, BOUNDARIES = "rows.jsonl", "sequences.jsonl", "boundaries.jsonl"
+OWN = "own module"  # the domain module that a task was trained with, alone
+SERIES = ("mixture", "oracle", "invariant", OWN)
+SIGNED = ("backward", "forward", "forgetting")
+
+Key = tuple[str, str, str, str]
+"""Sequence, boundaries, order and method."""
+
+
+@dataclass
+class Found:
+    """What was collected.
+
+    Attributes:
+        rows: of all sequences.
+        sequences: a line each.
+        boundaries: of thresholds.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    sequences: list[dict[str, Any]] = field(default_factory=list)
+    boundaries: list[dict[str, Any]] = field(default_factory=list)
+
+    def files(self) -> dict[str, str]:
+        """The text of each file that says all of it."""
+        parts = {ROWS_FILE: self.rows, SEQUENCES: self.sequences, BOUNDARIES: self.boundaries}
+        return {name: "".join(json.dumps(row) + "\n" for row in rows) for name, rows in parts.items() if rows}
+
+
+def collect(folders: Iterable[str | Path]) -> Found:
+    """Collect experiments (folders of `iclm continual`), reports and files of `iclm continual boundaries`.
+
+    Raises:
+        ConfigurationError: one is none of these, nothing is finished, or a sequence occurs twice with other results.
+    """
+    found, seen = Found(), dict[str, list[dict[str, Any]]]()
+    for folder in map(Path, folders):
+        if folder.is_file():
+            found.boundaries += _read_lines(folder)
+            continue
+        if (folder / SEQUENCES).is_file():
+            rows = _read_lines(folder / ROWS_FILE)
+            for line in _read_lines(folder / SEQUENCES):
+                _add(found, seen, line, [row for row in rows if row["job"] == line["job"]], folder)
+            if (folder / BOUNDARIES).is_file():
+                found.boundaries += _read_lines(folder / BOUNDARIES)
+            continue
+        if not (folder / JOBS).is_dir():
+            raise ConfigurationError(f"{folder} is neither an experiment of iclm continual nor a report of one")
+        for job in sorted((folder / JOBS).iterdir()):
+            if not (job / DONE).is_file():
+                continue
+            spec, done = read_json(job / SPEC), read_json(job / DONE)
+            head = {name: spec[name] for name in ("name", "sequence", "order", "method", "seed")}
+            recipe = spec["recipe"]
+            method = recipe["methods"][spec["method"]]
+            boundaries = method["boundaries"] or recipe["boundaries"]
+            tasks = recipe["orders"][spec["order"]]
+            line = {"job": job.name, **head, "boundaries": boundaries, "tasks": tasks, "kind": method["kind"], **done}
+            rows = [{"job": job.name, **row} for row in _read_lines(job / ROWS)]
+            _add(found, seen, {**line, "recipe": recipe}, rows, folder)
+    if not found.sequences and not found.boundaries:
+        raise ConfigurationError("no sequence is finished; run iclm continual first")
+    return found
+
+
+def _add(
+    found: Found,
+    seen: dict[str, list[dict[str, Any]]],
+    line: dict[str, Any],
+    rows: list[dict[str, Any]],
+    folder: Path,
+) -> None:
+    if line["job"] in seen:
+        if seen[line["job"]] != rows:
+            raise ConfigurationError(f"{folder}: {line['name']} was done twice with other results; give one of them")
+        return
+    seen[line["job"]] = rows
+    found.sequences.append(line)
+    found.rows += rows
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def key_of(line: dict[str, Any]) -> Key:
+    """What a line is about, its seed left out."""
+    return line["sequence"], line["boundaries"], line["order"], line["method"]
+
+
+def summarise(found: Found) -> dict[str, Any]:
+    """Metrics and matrices of every method.
+
+    Returns:
+        `metrics`: one entry a method and series of modules, each metric with `mean`, `low`, `high` (Student's 95% interval over
+        seeds) and `n`; `matrices`: the mean accuracy matrix of each; `costs`: parameters and seconds a task, and
+        modules opened; `boundaries`: figures of each margin, means over orders and seeds.
+    """
+    groups: dict[Key, list[dict[str, Any]]] = {}
+    for line in found.sequences:
+        groups.setdefault(key_of(line), []).append(line)
+    rows = {line["job"]: [row for row in found.rows if row["job"] == line["job"]] for line in found.sequences}
+    metrics, matrices, costs = [], [], []
+    for key, lines in groups.items():
+        head = dict(zip(("sequence", "boundaries", "order", "method"), key, strict=True))
+        head |= {"kind": lines[0]["kind"], "tasks": lines[0]["tasks"]}
+        before = _before(key, groups, rows)
+        for series in SERIES:
+            values = [_matrix(line, rows[line["job"]], series, before) for line in lines]
+            known = [matrix for matrix in values if matrix is not None]
+            if not known:
+                continue
+            found_metrics = [matrix.metrics() for matrix in known]
+            entry = {**head, "module": series, "seeds": len(known)}
+            metrics.append({**entry, **{name: _mean(name, found_metrics) for name in found_metrics[0]}})
+            mean = np.mean([matrix.values for matrix in known], axis=0)
+            cells = [[None if np.isnan(value) else round(float(value), 6) for value in row] for row in mean]
+            matrices.append({**entry, "values": cells})
+        costs.append({**head, **_cost(lines)})
+    return {"metrics": metrics, "matrices": matrices, "costs": costs, "boundaries": _thresholds(found.boundaries)}
+
+
+def _before(
+    key: Key, groups: dict[Key, list[dict[str, Any]]], rows: dict[str, list[dict[str, Any]]]
+) -> dict[str, float] | None:
+    """Accuracy of the untouched base on each task of an order, where it was asked."""
+    for other, lines in groups.items():
+        if (other[0], other[2]) == (key[0], key[2]) and lines[0]["kind"] == "base":
+            return {row["tested_on"]: row["correct"] / row["n"] for row in rows[lines[0]["job"]]}
+    return None
+
+
+def _matrix(line: dict[str, Any], rows: Sequence[dict[str, Any]], series: str, before: dict[str, float] | None) -> Any:
+    """The accuracy matrix of a series of modules in one sequence; None where it has none."""
+    if series == OWN:
+        homes = {task: f"domain_{number}" for task, number in line.get("homes", {}).items() if number >= 0}
+        chosen = [row for row in rows if row["module"] == homes.get(row["tested_on"])]
+    else:
+        chosen = [row for row in rows if row["module"] == series]
+    if not chosen or (line["kind"] != "sequence" and series != "mixture"):
+        return None
+    return matrix_of(chosen, line["tasks"], before)
+
+
+def _mean(name: str, values: Sequence[dict[str, float | None]]) -> dict[str, Any] | None:
+    known = [value for found in values if (value := found[name]) is not None]
+    if len(known) < len(values):
+        return None
+    found = mean_over_seeds(known, bounds=None if name in SIGNED else (0.0, 1.0))
+    return {"mean": found.value, "low": found.low, "high": found.high, "n": found.n}
+
+
+def _cost(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a task costs: means over tasks and seeds."""
+    units = [unit for line in lines for unit in line["units"] if line["kind"] == "sequence"]
+    opened = [sum(unit["opened"] for unit in line["units"]) for line in lines if line["kind"] == "sequence"]
+    count = len(lines) * len(lines[0]["tasks"])
+    seconds = sum(u["train_seconds"] + u["guard_seconds"] for line in lines for u in line["units"])
+    return {
+        "seeds": len(lines),
+        "opened": opened,
+        "trainable": [unit["trainable"] for unit in units],
+        "seconds_a_task": round(seconds / count, 1),
+        "device": sorted({line["device"] for line in lines}),
+    }
+
+
+def _thresholds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each sequence and margin: how often new and known prompts are called new, and what a stream opens."""
+    found = []
+    for sequence, margin in sorted({(row["sequence"], row["margin"]) for row in rows}):
+        here = [row for row in rows if (row["sequence"], row["margin"]) == (sequence, margin)]
+        curve, stream = ([row for row in here if row["kind"] == kind] for kind in ("curve", "stream"))
+        before = [row["new_before"] for row in curve if row["new_before"] is not None]
+        after = [row["new_after"] for row in curve if row["new_after"] is not None]
+        opened = [row["opened"] - row["tasks"] for row in stream]
+        found.append(
+            {
+                "sequence": sequence,
+                "margin": margin,
+                "new_before": _average(before),
+                "new_after": _average(after),
+                "streams": len(stream),
+                "right": sum(extra == 0 for extra in opened),
+                "extra": _average(opened),
+                "rand": _average([row["rand"] for row in stream]),
+            }
+        )
+    return found
+
+
+def _average(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def lines_of(summary: dict[str, Any], name: str, sequence: str) -> Iterator[dict[str, Any]]:
+    """The entries of one part of a summary that are of a sequence."""
+    return (entry for entry in summary[name] if entry["sequence"] == sequence)

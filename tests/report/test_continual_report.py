@@ -1,0 +1,151 @@
+"""The report of continual learning on rows made by hand: metrics, matrices, tables, plots, blocks."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from iclm.cli import app
+from iclm.errors import ConfigurationError
+from iclm.report.continual import grids, texts, write_blocks, write_report
+from iclm.studies.continual.results import Found, collect, summarise
+
+TASKS = ["a", "b"]
+# of 10 questions right: rows are after task 1 and 2, columns tasks
+MIXTURE = {"iclm": [[[8, 4], [6, 9]], [[6, 4], [6, 7]]], "lora": [[[9, 3], [4, 9]], [[9, 3], [2, 9]]]}
+
+
+def line(method, seed, kind="sequence", boundaries="known"):
+    unit = {"opened": method != "lora", "trainable": 100, "train_seconds": 30.0, "guard_seconds": 0.0}
+    return {
+        "job": f"o-{method}-{boundaries}-{seed}",
+        "name": f"o/{method}/seed-{seed}",
+        "sequence": "tiny",
+        "order": "o",
+        "method": method,
+        "seed": seed,
+        "boundaries": boundaries,
+        "tasks": TASKS,
+        "kind": kind,
+        "units": [unit, unit] if kind == "sequence" else [],
+        "homes": {"a": 0, "b": 1} if method == "iclm" else {},
+        "device": "cpu",
+    }
+
+
+def row(found, module, i, j, correct):
+    head = {name: found[name] for name in ("job", "sequence", "order", "method", "seed", "boundaries")}
+    return {**head, "module": module, "trained_through": i, "tested_on": TASKS[j], "n": 10, "correct": correct}
+
+
+@pytest.fixture(scope="module")
+def found():
+    result = Found()
+    base = line("base", None, "base")
+    result.sequences.append(base)
+    result.rows += [row(base, "mixture", 0, j, correct) for j, correct in enumerate((5, 2))]
+    for method, seeds in MIXTURE.items():
+        for seed, values in enumerate(seeds):
+            one = line(method, seed)
+            result.sequences.append(one)
+            result.rows += [row(one, "mixture", i + 1, j, values[i][j]) for i in (0, 1) for j in (0, 1)]
+            if method == "iclm":
+                result.rows += [row(one, "domain_0", i, j, 7) for i in (1, 2) for j in (0, 1)]
+                result.rows += [row(one, "domain_1", 2, j, 8) for j in (0, 1)]
+    for margin, before, after, opened in ((1.0, 1.0, 0.25, 4), (2.0, 0.9, 0.0, 2)):
+        head = {"sequence": "tiny", "order": "o", "seed": 0, "margin": margin}
+        result.boundaries += [
+            {**head, "kind": "curve", "position": 1, "task": "a", "new_before": None, "new_after": after},
+            {**head, "kind": "curve", "position": 2, "task": "b", "new_before": before, "new_after": after},
+            {**head, "kind": "stream", "tasks": 2, "opened": opened, "units": 2, "rand": 1.0, "n": 20},
+        ]
+    return result
+
+
+def entry(summary, part, **wanted):
+    (only,) = [e for e in summary[part] if all(e[name] == value for name, value in wanted.items())]
+    return only
+
+
+def test_metrics_are_means_over_seeds_with_the_base_before_the_first_task(found):
+    summary = summarise(found)
+    lora = entry(summary, "metrics", method="lora", module="mixture")
+    assert lora["average"]["mean"] == pytest.approx((0.65 + 0.55) / 2)
+    assert lora["backward"]["mean"] == pytest.approx((-0.5 - 0.7) / 2)
+    assert lora["forward"]["mean"] == pytest.approx(0.3 - 0.2)
+    assert lora["forgetting"]["mean"] == pytest.approx(0.6)
+    assert lora["average"]["low"] < lora["average"]["mean"] < lora["average"]["high"] and lora["seeds"] == 2
+    matrix = entry(summary, "matrices", method="iclm", module="mixture")
+    assert matrix["values"] == [[0.5, 0.2], [0.7, 0.4], [0.6, 0.8]]
+
+
+def test_the_own_module_of_a_task_is_the_one_it_was_trained_with(found):
+    own = entry(summarise(found), "metrics", method="iclm", module="own module")
+    assert own["average"]["mean"] == pytest.approx((0.7 + 0.8) / 2)
+    assert own["backward"]["mean"] == 0 and own["forgetting"]["mean"] == 0
+    assert own["forward"] is None, "a task has no module before it was learned"
+
+
+def test_the_base_is_a_row_without_metrics_of_a_sequence(found):
+    base = entry(summarise(found), "metrics", method="base")
+    assert base["average"] is None and base["backward"] is None
+
+
+def test_thresholds_are_counted(found):
+    one, two = summarise(found)["boundaries"]
+    assert (one["new_before"], one["new_after"], one["right"], one["extra"]) == (1.0, 0.25, 0, 2)
+    assert (two["new_before"], two["new_after"], two["right"], two["streams"]) == (0.9, 0.0, 1, 1)
+
+
+def test_tables_show_figures_with_their_intervals_and_signs(found):
+    tables = texts(summarise(found))
+    assert list(tables) == [
+        "tiny/metrics",
+        "tiny/modules",
+        "tiny/matrix/o/iclm",
+        "tiny/matrix/o/lora",
+        "tiny/thresholds",
+    ]
+    lora = next(text for text in tables["tiny/metrics"].splitlines() if "| lora |" in text)
+    assert "| 0.600 [0.00 1.00] |" in lora and "| -0.600 [" in lora and lora.endswith("| 2 | – | 30 |")
+    iclm = next(text for text in tables["tiny/metrics"].splitlines() if "| iclm |" in text)
+    assert iclm.endswith("| 2 | 2 | 30 |")
+    assert "| b | 0.60 | 0.80 |" in tables["tiny/matrix/o/iclm"]
+    assert "| 2 | 0.900 | 0.000 | 1 of 1 | +0.0 | 1.00 |" in tables["tiny/thresholds"]
+    assert all(len(cells) == len(grid.header) for grid in grids(summarise(found)) for cells in grid.rows)
+
+
+def test_a_report_says_all_and_is_the_same_when_made_again(found, tmp_path):
+    summary = summarise(found)
+    write_report(found, summary, tmp_path / "one")
+    again = collect([tmp_path / "one"])
+    assert summarise(again) == summary
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {"rows.jsonl", "sequences.jsonl", "boundaries.jsonl", "summary.json", "tables.md"} <= names
+    assert {"matrix-tiny-o-iclm.png", "tasks-tiny-o.png", "thresholds-tiny.png", "opened-tiny.png"} <= names
+    with pytest.raises(ConfigurationError, match="exists; pass --overwrite"):
+        write_report(found, summary, tmp_path / "one")
+
+
+def test_blocks_are_filled(found, tmp_path):
+    (tmp_path / "doc.md").write_text("a\n<!-- continual: tiny/matrix/o/lora -->\nold\n<!-- /continual -->\nb\n")
+    write_blocks(summarise(found), [tmp_path / "doc.md"])
+    text = (tmp_path / "doc.md").read_text()
+    assert texts(summarise(found))["tiny/matrix/o/lora"] in text and "old" not in text
+
+
+def test_results_that_contradict_each_other_are_refused(found, tmp_path):
+    summary = summarise(found)
+    write_report(found, summary, tmp_path / "one")
+    write_report(found, summary, tmp_path / "two")
+    assert summarise(collect([tmp_path / "one", tmp_path / "two"]))["metrics"] == summary["metrics"]
+    rows = [json.loads(text) for text in (tmp_path / "two" / "rows.jsonl").read_text().splitlines()]
+    rows[0]["correct"] += 1
+    (tmp_path / "two" / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    with pytest.raises(ConfigurationError, match="done twice with other results"):
+        collect([tmp_path / "one", tmp_path / "two"])
+
+
+def test_what_is_no_experiment_is_refused_in_one_line(tmp_path):
+    result = CliRunner().invoke(app, ["continual", "report", str(tmp_path)])
+    assert "neither an experiment of iclm continual nor a report" in str(result.exception)
