@@ -10,7 +10,7 @@ SOURCE = ROOT / "src" / "iclm"
 FILES = sorted(SOURCE.rglob("*.py"))
 # A file imports from its own folder and from lower ones; the two at the bottom know nothing of each other.
 LEVEL = {"model": 0, "data": 0, "evaluation": 1, "training": 2, "studies": 3, "report": 4, "cli": 5}
-FREE = {"errors", "version", "recipe"}  # for every folder to import
+FREE = {"errors", "version", "recipe", "yaml_file"}  # for every folder to import
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
