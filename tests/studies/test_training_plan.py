@@ -87,7 +87,7 @@ def test_memory_of_tensors_is_that_of_the_whole_model(split, k, checkpointing):
     line = measure.line(config, torch.float32, workload, trained, has_trunk=split > 0, rounds=0)
     whole = measure.make(freeze(build(config, torch.float32)), workload, trained, split)
     whole.step()
-    real = measure._cost(whole, [])
+    real = measure._cost(whole, None)
     predicted = line.at(split, 7 - split)
     assert predicted.bytes == pytest.approx(real.bytes, rel=0.15)
     assert predicted.flops == pytest.approx(real.flops, rel=0.01)
@@ -175,3 +175,8 @@ def test_time_and_process_of_a_small_model_are_predicted_within_15_percent(tmp_p
         whole.step()
         seconds.append(time.perf_counter() - started)
     assert predicted["seconds"] == pytest.approx(sorted(seconds[2:])[2], rel=0.15)
+
+
+def test_a_usual_step_is_the_fastest_of_a_model_times_what_all_models_share():
+    found = measure.steady({(1, 1): [1.0, 1.1, 9.0], (1, 3): [2.0, 2.4, 2.2], (3, 1): []})
+    assert found == {(1, 1): pytest.approx(1.1), (1, 3): pytest.approx(2.2), (3, 1): None}

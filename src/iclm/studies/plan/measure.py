@@ -70,7 +70,7 @@ class Cost:
     """What a training step costs.
 
     Attributes:
-        seconds: median; None where it was not timed.
+        seconds: of a usual one (`steady`); None where it was not timed.
         bytes: the most that tensors hold.
         flops: floating-point operations of matrix products and attention kernels.
     """
@@ -142,11 +142,23 @@ def line(
             if number >= WARM_UP:
                 seconds[point].append(now() - started)
         tick(1)
+    typical = steady(seconds)
     costs = {}
     for point in points:
-        costs[point] = _cost(field.pop(point), seconds[point])
+        costs[point] = _cost(field.pop(point), typical[point])
         tick(1)
     return through(costs)
+
+
+def steady(seconds: dict[tuple[int, int], list[float]]) -> dict[tuple[int, int], float | None]:
+    """Seconds of a step of each model, from those of several; None where there are none.
+
+    The fastest step of each, times how much longer than its model's fastest a step of any model usually is: what a line through a
+    few layers is drawn out to many by must not carry each model's own noise.
+    """
+    fastest = {point: min(found) for point, found in seconds.items() if found}
+    slower = [value / fastest[point] for point, found in seconds.items() for value in found]
+    return {point: fastest[point] * median(slower) if point in fastest else None for point in seconds}
 
 
 def points_of(has_trunk: bool) -> list[tuple[int, int]]:
@@ -171,7 +183,7 @@ def make(base: PreTrainedModel, workload: Workload, trained: Trained, trunk: int
     return found
 
 
-def _cost(contestant: Contestant, seconds: list[float]) -> Cost:
+def _cost(contestant: Contestant, seconds: float | None) -> Cost:
     """Cost of a step of a contestant that has its optimizer's state."""
     optimizer = contestant.trainer.optimizer
     assert optimizer is not None
@@ -182,7 +194,7 @@ def _cost(contestant: Contestant, seconds: list[float]) -> Cost:
         contestant.step()
     with FlopCounterMode(display=False) as flops:
         contestant.step()
-    return Cost(median(seconds) if seconds else None, float(memory.peak), float(flops.get_total_flops()))
+    return Cost(seconds, float(memory.peak), float(flops.get_total_flops()))
 
 
 def affordable(config: PreTrainedConfig, dtype: torch.dtype, workload: Workload, trained: Trained) -> int:
