@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from iclm.cli_shared import Json, Overwrite, note, print_json, quiet_libraries, stdout
+from iclm.cli_shared import (
+    Json,
+    Overwrite,
+    RunByDefault,
+    note,
+    print_json,
+    quiet_libraries,
+    report_jobs,
+    stdout,
+)
 from iclm.errors import ConfigurationError
 
-
-class _RunByDefault(TyperGroup):
-    """A group whose first argument is the recipe to run, unless it names a command."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=_RunByDefault,
+    cls=RunByDefault,
     help="Learn tasks one after another: iclm continual RECIPE --out OUT; then: iclm continual report OUT.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -71,22 +68,7 @@ def run(
 
     if not plan:
         standing = experiment.run(jobs, report)
-    summary = {
-        "done": sorted(standing.done),
-        "failed": standing.failed,
-        "elsewhere": sorted(standing.busy),
-        "left": [job.name for job in standing.waiting],
-    }
-    if as_json:
-        print_json(summary)
-    else:
-        for name in summary["left"]:
-            print(f"left: {name}")
-        for name, why in standing.failed.items():
-            print(f"failed: {name}: {why}")
-        print(f"{len(standing.done)} of {len(standing.jobs)} sequences are done")
-    if standing.failed:
-        sys.exit(1)
+    report_jobs(standing, "sequences", as_json)
 
 
 @app.command()

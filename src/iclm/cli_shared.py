@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer.core import TyperGroup
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
@@ -22,6 +23,16 @@ Base = Annotated[str | None, typer.Option(help="The base model, if it is not whe
 Quantization = Annotated[
     str | None, typer.Option(help="none or nf4, to load the base otherwise than in training: nf4 needs a GPU.")
 ]
+
+
+class RunByDefault(TyperGroup):
+    """A group whose first argument is the recipe to run, unless it names a command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the word run before a recipe."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
 
 
 def stdout(wide: bool = True) -> Console:
@@ -79,6 +90,26 @@ def report_written(summary: dict[str, Any], out: Path, as_json: bool) -> None:
     else:
         counts = [f"{summary[name]} {name}" for name in ("problems", "examples", "queries") if name in summary]
         print(f"{', '.join(counts)} written to {out}")
+
+
+def report_jobs(state: Any, what: str, as_json: bool) -> None:
+    """Where a grid of jobs stands, on stdout; ends the command with exit code 1 if one failed.
+
+    Args:
+        state: with `jobs`, `done`, `failed`, `busy` and `waiting`.
+        what: the jobs are called.
+    """
+    left = [job.name for job in state.waiting]
+    if as_json:
+        print_json({"done": sorted(state.done), "failed": state.failed, "elsewhere": sorted(state.busy), "left": left})
+    else:
+        for name in left:
+            print(f"left: {name}")
+        for name, why in state.failed.items():
+            print(f"failed: {name}: {why}")
+        print(f"{len(state.done)} of {len(state.jobs)} {what} are done")
+    if state.failed:
+        sys.exit(1)
 
 
 def quiet_libraries() -> None:

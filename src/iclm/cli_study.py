@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,23 +9,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.live import Live
-from typer.core import TyperGroup
 
-from iclm.cli_shared import Json, Overwrite, note, print_json, quiet_libraries, stdout
+from iclm.cli_shared import (
+    Json,
+    Overwrite,
+    RunByDefault,
+    note,
+    print_json,
+    quiet_libraries,
+    report_jobs,
+    stdout,
+)
 from iclm.errors import ConfigurationError
 
-
-class _RunByDefault(TyperGroup):
-    """A group whose first argument is the recipe to run, unless it names a command."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=_RunByDefault,
+    cls=RunByDefault,
     help="Run a study, methods x data x seeds: iclm study RECIPE --out STUDY; then: iclm study report STUDY.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -89,22 +86,7 @@ def run(
                 state = study.run(executor=executor)
             else:
                 state = study.run(executor=executor, report=report)
-    summary = {
-        "done": sorted(state.done),
-        "failed": state.failed,
-        "elsewhere": sorted(state.busy),
-        "left": [job.name for job in state.waiting],
-    }
-    if as_json:
-        print_json(summary)
-    else:
-        for name in summary["left"]:
-            print(f"left: {name}")
-        for name, why in state.failed.items():
-            print(f"failed: {name}: {why}")
-        print(f"{len(state.done)} of {len(state.jobs)} jobs are done")
-    if state.failed:
-        sys.exit(1)
+    report_jobs(state, "jobs", as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Blocks of a Markdown file that are written from results, so that no figure in it is typed by hand.
+"""Where the report of results goes: a folder, and blocks of a Markdown file, so that no figure in it is typed by hand.
 
 <!-- study: acre/accuracy -->
 ... the table of that name; everything between the marks is replaced
@@ -10,7 +10,7 @@ A block of continual learning is marked `continual` in place of `study`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from iclm.errors import ConfigurationError
@@ -47,6 +47,16 @@ def with_blocks(text: str, texts: Mapping[str, str], where: str | Path, mark: st
             f"{where}: a {mark} block is a line {first} NAME --> and, further down, a line {last}; one of them is missing"
         )
     return pattern.sub(replaced, text)
+
+
+def check_files(names: Iterable[str], out: Path, *, overwrite: bool) -> None:
+    """Raise `ConfigurationError` if files of these names cannot be written to a folder; changes nothing."""
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigurationError(f"{place} is a file; --out {out} names a folder")
+    for name in names:
+        if (out / name).exists() and not overwrite:
+            raise ConfigurationError(f"{out / name} exists; pass --overwrite to replace it")
 
 
 def read_markdown(path: Path, mark: str = STUDY) -> str:

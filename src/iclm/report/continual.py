@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from iclm.data.files import atomic_write
-from iclm.errors import ConfigurationError
-from iclm.report.blocks import CONTINUAL, read_markdown, with_blocks
+from iclm.report.blocks import CONTINUAL, check_files, read_markdown, with_blocks
 from iclm.report.continual_plots import write_plots
 from iclm.report.study_tables import NONE, Grid
 from iclm.studies.continual.results import SIGNED, Found, lines_of
@@ -138,12 +137,7 @@ def texts(summary: dict[str, Any]) -> dict[str, str]:
 
 def check_out(found: Found, out: Path, *, overwrite: bool) -> None:
     """Raise `ConfigurationError` if a report cannot be written to a folder; changes nothing."""
-    for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
-            raise ConfigurationError(f"{place} is a file; --out {out} names a folder")
-    for name in (*found.files(), SUMMARY, TABLES):
-        if (out / name).exists() and not overwrite:
-            raise ConfigurationError(f"{out / name} exists; pass --overwrite to replace it")
+    check_files((*found.files(), SUMMARY, TABLES), out, overwrite=overwrite)
 
 
 def write_report(found: Found, summary: dict[str, Any], out: Path, *, overwrite: bool = False) -> None:

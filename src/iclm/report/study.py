@@ -18,7 +18,7 @@ from typing import Any
 
 from iclm.data.files import atomic_write
 from iclm.errors import ConfigurationError
-from iclm.report.blocks import read_markdown, with_blocks
+from iclm.report.blocks import check_files, read_markdown, with_blocks
 from iclm.report.study_plots import PLOTS, write_plots
 from iclm.report.study_tables import grids, not_run_line, setup_line, texts
 from iclm.studies.study.results import Collected
@@ -28,12 +28,7 @@ COMPARISONS, TABLES = "comparisons.json", "tables.md"
 
 def check_out(found: Collected, out: Path, *, overwrite: bool) -> None:
     """Raise `ConfigurationError` if a report cannot be written to a folder; changes nothing."""
-    for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
-            raise ConfigurationError(f"{place} is a file; --out {out} names a folder")
-    for name in (*found.files(), COMPARISONS, TABLES):
-        if (out / name).exists() and not overwrite:
-            raise ConfigurationError(f"{out / name} exists; pass --overwrite to replace it")
+    check_files((*found.files(), COMPARISONS, TABLES), out, overwrite=overwrite)
 
 
 def write_report(found: Collected, summary: dict[str, Any], out: Path, *, overwrite: bool = False) -> list[Path]:

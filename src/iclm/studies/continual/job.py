@@ -21,15 +21,14 @@ from typing import Any
 
 import torch
 import transformers
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from iclm.data.files import atomic_write
-from iclm.errors import ICLMError
 from iclm.evaluation.runs import FINISHED, load_run
 from iclm.model.checkpoint import read_json
 from iclm.studies.continual.asking import ask
 from iclm.studies.continual.sequence import RUN, UNITS, WORK, TaskSequence
-from iclm.studies.study.job import BUSY, DONE, FAILED, LOCK, ROWS
+from iclm.studies.study.job import DONE, FAILED, LOCK, ROWS, worker
 from iclm.training.folder import RECIPE, write_record
 from iclm.training.run import device_name, train
 from iclm.version import __version__
@@ -99,24 +98,5 @@ def run_job(folder: Path) -> dict[str, Any]:
         return done
 
 
-def main(folder: Path) -> int:
-    """Do a sequence in this process; returns the exit code: 0 done, 2 bad input, 75 another process does it."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        run_job(folder)
-    except Timeout:
-        return BUSY
-    except Exception as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        with atomic_write(folder / FAILED, overwrite=True) as stream:
-            json.dump({"error": message, "kind": type(error).__name__}, stream)
-        if not isinstance(error, ICLMError):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(worker(run_job, Path(sys.argv[1])))

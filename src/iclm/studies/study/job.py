@@ -20,7 +20,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,12 +228,16 @@ def with_shots(found: Sequence[Example], train: Sequence[Example], shots: int, s
     return [replace(example, messages=(chosen[example.domain], *example.messages)) for example in found]
 
 
-def main(folder: Path) -> int:
-    """Do a job in this process; returns the exit code: 0 done, 2 bad input, 75 another process does it, 1 a fault of ours."""
+def worker(run: Callable[[Path], Any], folder: Path) -> int:
+    """Do a job in this process; returns the exit code: 0 done, 2 bad input, 75 another process does it, 1 a fault of ours.
+
+    Args:
+        run: does the job in a folder; what goes wrong is left in failed.json there.
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        run_job(folder)
+        run(folder)
     except Timeout:
         return BUSY
     except Exception as error:
@@ -245,6 +249,11 @@ def main(folder: Path) -> int:
         print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def main(folder: Path) -> int:
+    """Do a job of a study in this process; returns the exit code."""
+    return worker(run_job, folder)
 
 
 if __name__ == "__main__":
