@@ -71,6 +71,15 @@ def test_a_stream_is_cut_where_it_changes_even_within_a_chunk():
     assert shares[0] == 1.0 and ends_of(units, tasks) == [["task 0"], ["task 1"], ["task 2"]]
 
 
+@pytest.mark.parametrize("first", range(96, 128, 4))
+def test_a_few_prompts_of_a_new_task_at_the_end_of_a_chunk_do_not_make_it_known(first):
+    """Wherever in a chunk the boundary lies, also where most of the chunk is of the task before."""
+    points, tasks, groups = stream((0.0, first), (8.0, 96))
+    units, _ = segment(Calibration(), points, groups, Novelty(chunk=32))
+    assert [(unit.main, unit.opened) for unit in units] == [(0, True), (1, True)]
+    assert [{tasks[number] for number in unit.examples} for unit in units] == [{"task 0"}, {"task 1"}]
+
+
 def test_a_task_that_comes_back_goes_to_its_module_which_is_not_opened_again():
     points, _, groups = stream((0.0, 96), (8.0, 96), (0.0, 96))
     units, _ = segment(Calibration(), points, groups, Novelty(chunk=32))

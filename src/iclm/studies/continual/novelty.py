@@ -6,7 +6,7 @@
 
 Features are those of the frozen base, so nothing here depends on what was learned. Where boundaries are known, what comes
 together is a task; where they are not, it is a chunk of the stream: its new prompts go to the module that they open, the
-others to the nearest. A module's code and threshold grow with the chunks that follow until another module is opened
+others to the nearest; new ones that are too few to open a module are looked at once more with the next chunk. A module's code and threshold grow with the chunks that follow until another module is opened
 or found to fit; then they are frozen.
 """
 
@@ -164,15 +164,17 @@ def segment(
     units: list[Unit] = []
     shares: list[float] = []
     growing = -1  # the module whose code still moves
-    for numbers in chunks(groups, novelty.chunk):
-        part, at = points[numbers], torch.tensor(numbers)
-        owners = [groups[number] for number in numbers]
-        new = calibration.is_new(part, novelty)
+    waiting: list[int] = []  # new prompts of the last chunk, of which there were too few to open a module
+    parts = list(chunks(groups, novelty.chunk))
+    for turn, fresh in enumerate(parts):
+        at = torch.tensor(waiting + fresh)
+        owners = [groups[number] for number in at.tolist()]
+        new = calibration.is_new(points[at], novelty)
         shares.append(float(new.float().mean()))
-        modules = calibration.nearest(part)[0] if calibration.codes else torch.full_like(at, -1)
+        modules = calibration.nearest(points[at])[0] if calibration.codes else torch.full_like(at, -1)
         if shares[-1] > novelty.share:
-            placing = calibration.open(part[new], _chosen(owners, new), novelty)
-            growing = len(calibration.codes) - 1
+            placing = calibration.open(points[at[new]], _chosen(owners, new), novelty)
+            growing, waiting = len(calibration.codes) - 1, []
             opened = at[new]
             if units and not bool(new.all()):  # the end of what came before lies in this chunk
                 units[-1] = _joined(units[-1], at[~new], modules[~new])
@@ -180,16 +182,20 @@ def segment(
                 _joined(Unit(growing, True, (), ()), opened, torch.full_like(opened, growing), opened[placing])
             )
             continue
-        main = int(modules.mode().values)
+        # what is new may be the beginning of something: it is looked at once more, with the next chunk
+        later = new & (torch.arange(len(at)) >= len(waiting)) & (turn < len(parts) - 1)
+        waiting = at[later].tolist()
+        known = ~new
+        main = int((modules[known] if bool(known.any()) else modules).mode().values)
         placed = at[:0]
         if main == growing:
-            own = modules == main
-            placed = at[own][calibration.extend(part[own], _chosen(owners, own), novelty)]
+            own = known & (modules == main)  # a prompt that is new would raise the threshold that called it so
+            placed = at[own][calibration.extend(points[at[own]], _chosen(owners, own), novelty)]
         else:
             growing = -1
         if not units or units[-1].main != main:
             units.append(Unit(main, False, (), ()))
-        units[-1] = _joined(units[-1], at, modules, placed)
+        units[-1] = _joined(units[-1], at[~later], modules[~later], placed)
     return units, shares
 
 
