@@ -79,7 +79,12 @@ class TaskSequence:
 
     Args:
         folder: holds job.json.
+
+    Attributes:
+        model: as it is now; of a joint training there is none before it is done.
     """
+
+    model: ICLMForCausalLM
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.spec = folder, read_json(folder / SPEC)
@@ -94,7 +99,8 @@ class TaskSequence:
         self.elastic: ElasticWeights | None = None
         self.buffer: Reservoir | None = None
         saved = self._saved()
-        self.model = self._fresh() if saved is None else self._taken_up(saved)
+        if self.method.kind != "joint":
+            self.model = self._fresh() if saved is None else self._taken_up(saved)
 
     def _fresh(self) -> ICLMForCausalLM:
         """The model before the first task."""
