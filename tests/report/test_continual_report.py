@@ -16,7 +16,13 @@ MIXTURE = {"iclm": [[[8, 4], [6, 9]], [[6, 4], [6, 7]]], "lora": [[[9, 3], [4, 9
 
 
 def line(method, seed, kind="sequence", boundaries="known"):
-    unit = {"opened": method != "lora", "trainable": 100, "train_seconds": 30.0, "guard_seconds": 0.0}
+    unit = {
+        "opened": method != "lora",
+        "trainable": 100,
+        "added": 50 * (method != "lora"),
+        "train_seconds": 30.0,
+        "guard_seconds": 0.0,
+    }
     return {
         "job": f"o-{method}-{boundaries}-{seed}",
         "name": f"o/{method}/seed-{seed}",
@@ -107,9 +113,9 @@ def test_tables_show_figures_with_their_intervals_and_signs(found):
         "tiny/thresholds",
     ]
     lora = next(text for text in tables["tiny/metrics"].splitlines() if "| lora |" in text)
-    assert "| 0.600 [0.00 1.00] |" in lora and "| -0.600 [" in lora and lora.endswith("| 2 | – | 30 |")
+    assert "| 0.600 [0.00 1.00] |" in lora and "| -0.600 [" in lora and lora.endswith("| 2 | – | 0 | 30 |")
     iclm = next(text for text in tables["tiny/metrics"].splitlines() if "| iclm |" in text)
-    assert iclm.endswith("| 2 | 2 | 30 |")
+    assert iclm.endswith("| 2 | 2 | 50 | 30 |")
     assert "| b | 0.60 | 0.80 |" in tables["tiny/matrix/o/iclm"]
     assert "| 2 | 0.900 | 0.000 | 1 of 1 | +0.0 | 1.00 |" in tables["tiny/thresholds"]
     assert all(len(cells) == len(grid.header) for grid in grids(summarise(found)) for cells in grid.rows)

@@ -162,6 +162,8 @@ def test_with_one_module_a_task_oracle_and_mixture_are_asked_apart_only_where_th
     done = json.loads((experiment[0] / "iclm" / "done.json").read_text())
     assert done["homes"] == {"symbolic": 0, "words": 1, "raven": 2}
     assert [unit["opened"] for unit in done["units"]] == [True] * 3
+    assert len({unit["added"] for unit in done["units"]}) == 1
+    assert all(unit["trainable"] == 2 * unit["added"] > 0 for unit in done["units"]), "the new and the invariant module"
     assert not (experiment[0] / "iclm" / "units").exists()
 
 

@@ -83,8 +83,10 @@ def _metrics(sequence: str, entries: list[dict[str, Any]], summary: dict[str, An
     for row, entry in zip(rows, main, strict=True):
         cost = costs[entry["order"], entry["boundaries"], entry["method"]]
         opened = sorted(set(cost["opened"]))
-        row += [NONE if not opened or opened == [0] else " or ".join(map(str, opened)), f"{cost['seconds_a_task']:.0f}"]
-    header = ["order", "method", *METRICS.values(), "seeds", "modules opened", "seconds a task"]
+        count = NONE if not opened or opened == [0] else " or ".join(map(str, opened))
+        row += [count, f"{cost['added_a_task']:,}", f"{cost['seconds_a_task']:.0f}"]
+    columns = ["seeds", "modules opened", "parameters added a task", "seconds a task"]
+    header = ["order", "method", *METRICS.values(), *columns]
     return Grid(f"{sequence}/metrics", f"{len(main[0]['tasks'])} tasks, metrics of the mixture", header, rows, 2)
 
 

@@ -96,6 +96,13 @@ def plot_tasks(entries: list[dict[str, Any]]) -> Any:
     return figure
 
 
+def _margins(axes: Any, entries: list[dict[str, Any]]) -> None:
+    """The margins along the horizontal axis."""
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks([entry["margin"] for entry in entries], [f"{entry['margin']:g}" for entry in entries])
+
+
 def plot_thresholds(entries: list[dict[str, Any]]) -> Any:
     """The calibration curve of the threshold: what is called new by margin."""
     figure = empty_figure(6.4, 4.2)
@@ -108,7 +115,7 @@ def plot_thresholds(entries: list[dict[str, Any]]) -> Any:
     ):
         found = [(entry["margin"], entry[name]) for entry in entries if entry[name] is not None]
         axes.plot(*zip(*found, strict=True), color=COLOURS[number], marker=MARKS[number], label=label)
-    axes.set_xscale("log")
+    _margins(axes, entries)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("margin (threshold over the 95% quantile of a module's own errors)")
     axes.set_ylabel("share of prompts called new")
@@ -132,7 +139,7 @@ def plot_opened(entries: list[dict[str, Any]]) -> Any:
             xytext=(4, 6),
             fontsize=8,
         )
-    axes.set_xscale("log")
+    _margins(axes, entries)
     axes.set_xlabel("margin")
     axes.set_ylabel("modules opened − tasks (mean)")
     axes.grid(alpha=0.3)

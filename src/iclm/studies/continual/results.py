@@ -64,9 +64,11 @@ def collect(folders: Iterable[str | Path]) -> Found:
         if folder.is_file():
             found.boundaries += _read_lines(folder)
             continue
-        if (folder / SEQUENCES).is_file():
-            rows = _read_lines(folder / ROWS_FILE)
-            for line in _read_lines(folder / SEQUENCES):
+        if (folder / SEQUENCES).is_file() or (folder / BOUNDARIES).is_file():
+            rows, lines = (
+                _read_lines(folder / name) if (folder / SEQUENCES).is_file() else [] for name in (ROWS_FILE, SEQUENCES)
+            )
+            for line in lines:
                 _add(found, seen, line, [row for row in rows if row["job"] == line["job"]], folder)
             if (folder / BOUNDARIES).is_file():
                 found.boundaries += _read_lines(folder / BOUNDARIES)
@@ -182,14 +184,15 @@ def _mean(name: str, values: Sequence[dict[str, float | None]]) -> dict[str, Any
 
 def _cost(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a task costs: means over tasks and seeds."""
+    count = len(lines) * len(lines[0]["tasks"])
     units = [unit for line in lines for unit in line["units"] if line["kind"] == "sequence"]
     opened = [sum(unit["opened"] for unit in line["units"]) for line in lines if line["kind"] == "sequence"]
-    count = len(lines) * len(lines[0]["tasks"])
     seconds = sum(u["train_seconds"] + u["guard_seconds"] for line in lines for u in line["units"])
     return {
         "seeds": len(lines),
         "opened": opened,
         "trainable": [unit["trainable"] for unit in units],
+        "added_a_task": round(sum(unit["added"] for unit in units) / count),
         "seconds_a_task": round(seconds / count, 1),
         "device": sorted({line["device"] for line in lines}),
     }

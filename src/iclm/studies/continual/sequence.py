@@ -206,6 +206,7 @@ class TaskSequence:
             home = Counter(of_task).most_common(1)[0][0]
             if home >= 0 and (task not in self.state.homes or tasks[task] * 2 > self.state.seen[task]):
                 self.state.homes[task] = home
+        added = set(adapter_names(model, 1 + piece.unit.main)) if piece.unit.opened else set()
         self.state.units.append(
             {
                 "module": piece.unit.main,
@@ -214,6 +215,7 @@ class TaskSequence:
                 "ends": list(piece.ends),
                 "share_new": piece.share,
                 "trainable": trained,
+                "added": sum(p.numel() for name, p in model.named_parameters() if name in added),
                 "replayed": sum(len(pack.branches) for pack in kept),
                 "steps": record["steps"],
                 "train_loss": record["train_loss"],

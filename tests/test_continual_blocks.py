@@ -1,0 +1,33 @@
+"""The continual blocks of README.md and docs/: each is, character by character, what results/continual/ gives."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results" / "continual"
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+
+def tables():
+    from iclm.report.continual import texts
+    from iclm.studies.continual.results import collect, summarise
+
+    return texts(summarise(collect([RESULTS])))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_block_is_what_the_committed_results_give(path):
+    from iclm.report.blocks import CONTINUAL, with_blocks
+
+    text = path.read_text(encoding="utf-8")
+    if "<!-- continual:" in text or "<!-- /continual" in text:
+        assert with_blocks(text, tables(), path.name, CONTINUAL) == text, (
+            f"iclm continual report results/continual --write {path.relative_to(ROOT)}"
+        )
+
+
+def test_there_is_a_block_and_every_committed_table_is_made_of_the_rows_beside_it():
+    assert any("<!-- continual:" in path.read_text(encoding="utf-8") for path in FILES)
+    committed = (RESULTS / "tables.md").read_text(encoding="utf-8")
+    assert all(table in committed for table in tables().values())
