@@ -141,8 +141,9 @@ def memoriser(make_iclm, items):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
     batch = collate(training_packs(items[:12], 1), 0)
     model.train()
-    for _ in range(60):
+    for _ in range(120):
         model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
