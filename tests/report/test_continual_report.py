@@ -92,9 +92,9 @@ def test_the_own_module_of_a_task_is_the_one_it_was_trained_with(found):
     assert own["forward"] is None, "a task has no module before it was learned"
 
 
-def test_the_base_is_a_row_without_metrics_of_a_sequence(found):
+def test_the_base_has_an_average_and_no_metrics_of_a_sequence(found):
     base = entry(summarise(found), "metrics", method="base")
-    assert base["average"] is None and base["backward"] is None
+    assert base["average"]["mean"] == pytest.approx(0.35) and base["backward"] is None and base["area"] is None
 
 
 def test_thresholds_are_counted(found):

@@ -143,6 +143,10 @@ def summarise(found: Found) -> dict[str, Any]:
             if not known:
                 continue
             found_metrics = [matrix.metrics() for matrix in known]
+            if head["kind"] == "base":  # it learns nothing: what it knows before is all it knows
+                found_metrics = [
+                    {**one, "average": float(m.values[0].mean())} for one, m in zip(found_metrics, known, strict=True)
+                ]
             entry = {**head, "module": series, "seeds": len(known)}
             metrics.append({**entry, **{name: _mean(name, found_metrics) for name in found_metrics[0]}})
             mean = np.mean([matrix.values for matrix in known], axis=0)
