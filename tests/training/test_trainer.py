@@ -347,3 +347,13 @@ def test_without_leave_to_shrink_the_batch_memory_that_runs_out_is_an_error(make
     monkeypatch.setattr(type(trainer.model), "forward", none)
     with pytest.raises(RuntimeError, match="out of memory"):
         trainer.train()
+
+
+def test_a_training_of_one_step_learns(make_recipe, make_trainer):
+    """The share of warm-up is rounded up to a step, whose learning rate is 0."""
+    trainer = make_trainer(make_recipe(training={"batch_size": 64}))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if ".lora_B." in name}
+    trainer.train()
+    assert trainer.state.global_step == 1
+    after = dict(trainer.model.named_parameters())
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())

@@ -103,6 +103,7 @@ class ICLMTrainer(Trainer):
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._logged_step = 0
         self._beginning: Beginning | None = None
+        self._warmup = args.warmup_steps
         domains = (branch.domain for pack in train_dataset or () for branch in pack.branches)
         self._health = RouterHealth(model.config.num_domains, 1 + max(domains, default=-1))
         self._watch = self._new_watch(model)
@@ -199,6 +200,13 @@ class ICLMTrainer(Trainer):
                 **options,
             )
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's schedule; a training that is all warm-up (of one step) has none, as its learning rate would be 0."""
+        self.args.warmup_steps = self._warmup  # asked for again where memory ran out
+        if self.args.get_warmup_steps(num_training_steps) >= num_training_steps:
+            self.args.warmup_steps = 0
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _group(self, name: str) -> str:
         part = name.partition(".")[0]
