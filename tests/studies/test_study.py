@@ -107,6 +107,29 @@ def test_tries_are_given_the_validation_questions_and_no_test_source(values):
         assert "Sys" not in json.dumps(found.spec)
 
 
+def test_a_block_without_seeds_is_its_tries_alone(values):
+    blocks = [{"methods": ["lora"], "seeds": [0]}, {"methods": ["iclm", "lora"], "tries": 1}]
+    names = [found.name for found in grid.jobs_of(study_of(values, grid=blocks, search=SEARCH), {})]
+    assert names == ["acre/lora/try-0", "acre/lora/try-1", "acre/lora/seed-0", "acre/iclm/try-0"]
+    every = study_of(values, grid=[{"methods": ["iclm"]}], search=SEARCH)
+    assert [found.trial for found in grid.jobs_of(every, {})] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"grid": [{"methods": ["iclm"]}]}, "no search whose tries could be run"),
+        ({"grid": [{"methods": ["base"]}], "search": SEARCH}, "'base' has no tries of its own"),
+        ({"grid": [{"methods": ["iclm-no-mi"]}], "search": SEARCH}, "'iclm-no-mi' has no tries of its own"),
+        ({"grid": [{"methods": ["iclm"], "tries": 3}], "search": SEARCH}, "grid.0.tries is 3; search.tries is 2"),
+        ({"grid": [{"methods": ["iclm"], "tries": 1, "seeds": [0]}], "search": SEARCH}, "a block without seeds"),
+    ],
+)
+def test_a_block_without_seeds_that_has_nothing_to_run(values, changes, fault):
+    with pytest.raises(ValueError, match=fault):
+        study_of(values, **changes)
+
+
 def test_reports_wait_for_their_tries_and_take_the_best(values):
     study = study_of(values, search=SEARCH)
     jobs = {found.name: found for found in grid.jobs_of(study, {})}

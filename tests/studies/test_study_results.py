@@ -7,7 +7,10 @@ import pytest
 import yaml
 
 from iclm.errors import CheckpointError, ConfigurationError, DataError
+from iclm.report.study import write_report
+from iclm.report.study_tables import grids
 from iclm.studies.study.grid import jobs_of
+from iclm.studies.study.groups import summarise
 from iclm.studies.study.recipe import StudyRecipe
 from iclm.studies.study.results import collect, read_files
 
@@ -199,3 +202,26 @@ def test_a_job_without_the_kinds_of_its_questions_is_to_be_done_again(study):
     path.write_text(json.dumps({key: value for key, value in DONE.items() if key != "questions"}))
     with pytest.raises(CheckpointError, match=r"questions is missing; remove .* to have it done again"):
         collect([out])
+
+
+def test_every_try_is_reported_with_what_it_reached(study):
+    out, jobs = study
+    rates = [jobs[f"quiz/iclm/try-{n}"].spec["recipe"]["training"]["learning_rate"] for n in (0, 1)]
+    tried = [entry for entry in summarise(collect([out]), resamples=20)["tried"] if entry["method"] == "iclm"]
+    values = [{"training.learning_rate": rate} for rate in rates]
+    assert [entry["values"] for entry in tried] == values
+    assert [(entry["n"], entry["correct"]) for entry in tried] == [(8, {"mixture": 0}), (8, {"mixture": 1})]
+    grid = {grid.name: grid for grid in grids(summarise(collect([out]), resamples=20))}["quiz/tries"]
+    assert grid.rows[1][2:] == ["0.125", "–", "–", "–", "8"] and [row[0] for row in grid.rows[2:]] == ["iclm", "iclm"]
+
+
+def test_tries_alone_make_a_report(tmp_path):
+    values = {**VALUES, "grid": [{"methods": ["lora", "iclm"], "tries": 1}]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+    for job in jobs_of(StudyRecipe.model_validate(values), {}):
+        finish(job, tmp_path, correct=4)
+    found = collect([tmp_path])
+    summary = summarise(found, resamples=20)
+    assert [grid.name for grid in grids(summary)] == ["quiz/tries"] and summary["setup"]["reports"] == 0
+    write_report(found, summary, tmp_path / "report")
+    assert summarise(collect([tmp_path / "report"]), resamples=20) == summary

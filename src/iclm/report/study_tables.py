@@ -9,6 +9,7 @@
     DATA/parts          modules and oracle routing against the mixture
     DATA/cost           seconds, parameters and examples of training
     DATA/chosen         the hyper-parameters that were chosen
+    DATA/tries          what they were chosen among: accuracy of every try on the validation questions
     paper               the paper's own figures beside those of the study
     setup, not-run      a line of text each
 
@@ -214,7 +215,7 @@ def _comparison(one: dict[str, Any]) -> list[str]:
     ]
 
 
-def _cost(summary: dict[str, Any], data: str) -> Grid:
+def _cost(summary: dict[str, Any], data: str) -> Grid | None:
     reference = summary["references"][data]
     header = [
         "method",
@@ -234,7 +235,7 @@ def _cost(summary: dict[str, Any], data: str) -> Grid:
         ratio = NONE if cost["ratio"] is None else f"{cost['ratio']:.2f}"
         counts = [_numbers(cost["trainable"]), _numbers(cost["examples"]), str(len(cost["seeds"]))]
         rows.append([cost["method"], seconds, ratio, *counts, ", ".join(cost["devices"])])
-    return Grid(f"{data}/cost", f"what training costs, {data}", header, rows)
+    return Grid(f"{data}/cost", f"what training costs, {data}", header, rows) if rows else None
 
 
 def _chosen(summary: dict[str, Any], data: str) -> Grid | None:
@@ -251,6 +252,34 @@ def _chosen(summary: dict[str, Any], data: str) -> Grid | None:
         if rows
         else None
     )
+
+
+def _tries(summary: dict[str, Any], data: str) -> Grid | None:
+    """Every try, in the order of the grid, with the accuracy of the mixture and of the modules that all methods can have."""
+    tried = [entry for entry in summary["tried"] if entry["data"] == data]
+    names = sorted({name for entry in tried for name in entry["values"]})
+
+    def cell(entry: dict[str, Any], modules: Iterable[str]) -> str:
+        right = [entry["correct"][module] for module in modules if module in entry["correct"]]
+        return f"{max(right) / entry['n']:.3f}" if right else NONE
+
+    rows = []
+    for entry in tried:
+        domains = [module for module in entry["correct"] if module.startswith("domain_")]
+        accuracies = [cell(entry, modules) for modules in (MAIN, ["invariant"], ["oracle"], domains)]
+        values = [f"{entry['values'][name]}" if name in entry["values"] else NONE for name in names]
+        rows.append([entry["method"], *values, *accuracies, f"{entry['n']:,}"])
+    header = [
+        "method",
+        *names,
+        "mixture",
+        "invariant module alone",
+        "oracle routing",
+        "best domain module",
+        "questions",
+    ]
+    title = f"tries, accuracy on validation questions, {data}"
+    return Grid(f"{data}/tries", title, header, rows) if rows else None
 
 
 def _paper(summary: dict[str, Any], parts: Sequence[_Part]) -> Grid | None:
@@ -302,7 +331,7 @@ def grids(summary: dict[str, Any]) -> list[Grid]:
         for part in parts:
             if part.data == data:
                 found += part.tables()
-        found += [_cost(summary, data), _chosen(summary, data)]
+        found += [_cost(summary, data), _chosen(summary, data), _tries(summary, data)]
     found.append(_paper(summary, parts))
     return [grid for grid in found if grid is not None]
 

@@ -24,7 +24,7 @@ from scipy.stats import qmc
 
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource, Recipe, parse_recipe
-from iclm.studies.study.recipe import Method, Range, StudyRecipe, XLora, check_xlora, merged
+from iclm.studies.study.recipe import UNTRAINED, Method, Range, StudyRecipe, XLora, check_xlora, merged
 
 FORMAT = 1  # of a job's object; another number makes other ids
 
@@ -79,6 +79,10 @@ def jobs_of(study: StudyRecipe, results: Mapping[str, list[dict[str, Any]]]) -> 
     found: dict[str, Job] = {}
     for block in study.grid:
         for data in block.data or study.data:
+            if not block.seeds:
+                for method in block.methods:
+                    for job in list(_tries(study, method, data))[: block.tries]:
+                        found.setdefault(job.name, job)
             for seed in block.seeds:
                 for method in block.methods:
                     tries = list(_tries(study, method, data))
@@ -88,7 +92,7 @@ def jobs_of(study: StudyRecipe, results: Mapping[str, list[dict[str, Any]]]) -> 
 
 
 def _tries(study: StudyRecipe, method: str, data: str) -> Iterator[Job]:
-    if study.search is None or study.methods[method].kind in ("base", "strategy"):
+    if study.search is None or study.methods[method].kind in UNTRAINED:
         return
     tuned = study.methods[method].tuned_as or method
     drawn_values = draws(study.search.space, study.search.seed, study.search.tries - 1)

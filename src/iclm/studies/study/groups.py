@@ -235,14 +235,14 @@ def summarise(found: Collected, *, reference: str | None = None, resamples: int 
         ConfigurationError: no job is done, or there is no such method.
         DataError: rows that contradict each other.
     """
-    if not found.reports:
+    if not found.jobs:
         raise ConfigurationError(
             "no job of the study is done yet, so there is nothing to report; run it with `iclm study`"
         )
     methods = list(dict.fromkeys(job.line["method"] for job in found.reports))
     if reference is not None and reference not in methods:
         raise ConfigurationError(f"reference is {reference!r}; methods with a finished job are {', '.join(methods)}")
-    summary: dict[str, Any] = {"groups": [], "figures": [], "comparisons": [], "cost": [], "chosen": []}
+    summary: dict[str, Any] = {"groups": [], "figures": [], "comparisons": [], "cost": [], "chosen": [], "tried": []}
     summary["references"] = {}
     questions_of(found.reports)
     for results in by_data(found):
@@ -258,10 +258,13 @@ def summarise(found: Collected, *, reference: str | None = None, resamples: int 
                 for one, p in zip(same, holm([one["p"] for one in same]), strict=True):
                     one["p_holm"] = _rounded(p)
             summary["comparisons"] += family
+    for job in found.tries:  # on data of which nothing is reported
+        summary["references"].setdefault(job.line["data"], None)
     for data, against in summary["references"].items():
         jobs = [job for job in found.reports if job.line["data"] == data]
         summary["cost"] += [{"data": data, **cost} for cost in _costs(jobs, against)]
         summary["chosen"] += _chosen(found, data)
+        summary["tried"] += _tried(found, data)
     summary["setup"] = _setup(found)
     return {**summary, "resamples": resamples, "not_run": found.not_run, "left_out": found.left_out}
 
@@ -399,9 +402,22 @@ def _chosen(found: Collected, data: str) -> Iterator[dict[str, Any]]:
             yield {"data": data, "method": method, "tries_of": tuned, "tries": tries, "values": job.line["chosen"]}
 
 
+def _tried(found: Collected, data: str) -> Iterator[dict[str, Any]]:
+    """Every try on a data set: its hyper-parameters, and how many validation questions each module answered right."""
+    for job in found.tries:
+        if job.line["data"] != data or not job.rows:
+            continue
+        correct: dict[str, int] = {}
+        for row in job.rows:
+            correct[row["module"]] = correct.get(row["module"], 0) + row["correct"]
+        asked = sum(row["n"] for row in job.rows if row["module"] == job.rows[0]["module"])
+        head = {"data": data, "method": job.line["method"], "trial": job.line["trial"]}
+        yield {**head, "values": job.line["chosen"], "n": asked, "correct": correct}
+
+
 def _setup(found: Collected) -> dict[str, Any]:
     """What all was run with; more than one entry where jobs differ."""
-    lines = [job.line for job in found.reports]
+    lines = [job.line for job in found.jobs]
     models = [line for line in lines if line["kind"] != "strategy"]
 
     def different(values: Iterable[Any]) -> list[Any]:
@@ -417,6 +433,6 @@ def _setup(found: Collected) -> dict[str, Any]:
             name: different(line["versions"][name] for line in lines if name in line["versions"])
             for name in dict.fromkeys(name for line in lines for name in line["versions"])
         },
-        "reports": len(lines),
+        "reports": len(found.reports),
         "tries": len(found.tries),
     }

@@ -11,12 +11,14 @@
       lora: {method: lora}
       iclm: {}
       iclm-no-mi: {model: {mi_weight: 0.0}, tuned_as: iclm}
+      iclm-rank-32: {model: {lora_rank: 32}}
       shallow: {kind: strategy, strategy: shallow rule}
       xlora: {kind: xlora}
     search: {tries: 4, space: {training.learning_rate: {low: 2.0e-4, high: 2.0e-3, log: true}}}
     grid:
       - {methods: [lora, iclm], seeds: [0, 1, 2]}
       - {methods: [iclm-no-mi], seeds: [0, 1, 2]}
+      - {methods: [iclm-rank-32], tries: 1}         # on validation questions only
 
 A method is what it changes of the training recipe that all share. The grid is run block by block. Test sources are read by
 the jobs that report them and by nothing else: hyper-parameters are chosen by jobs that are given the validation
@@ -70,6 +72,9 @@ class XLora(Section):
 XLORA_MODEL = {"num_domains", "lora_rank", "lora_alpha", "lora_dropout", "target_modules"}
 
 
+UNTRAINED = ("base", "strategy")  # kinds of methods that have no hyper-parameters
+
+
 class Method(Section):
     """One method: what it changes of the shared recipe."""
 
@@ -93,7 +98,7 @@ class Method(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Method:
-        if self.kind in ("base", "strategy") and (self.model or self.training or self.tuned_as):
+        if self.kind in UNTRAINED and (self.model or self.training or self.tuned_as):
             what = "the untouched base" if self.kind == "base" else "a cheap strategy"
             raise ValueError(f"{what} takes no model or training settings and no tuned_as")
         if self.kind != "base" and self.shots:
@@ -159,8 +164,16 @@ class Block(Section):
     """Names of methods."""
     data: list[str] | None = None
     """Names of data sets; null means all."""
-    seeds: list[int] = Field(min_length=1)
-    """Seeds: of data order, initialisation and generated training problems."""
+    seeds: list[int] = Field(default_factory=list)
+    """Seeds: of data order, initialisation and generated training problems; none: what is compared are tries, on validation questions."""
+    tries: int | None = Field(default=None, ge=1)
+    """How many of the tries are run, in a block without seeds; null means all."""
+
+    @model_validator(mode="after")
+    def _tries_or_seeds(self) -> Block:
+        if self.seeds and self.tries is not None:
+            raise ValueError("tries is for a block without seeds; reports need all tries of the search")
+        return self
 
 
 class StudyRecipe(Section):
@@ -185,6 +198,16 @@ class StudyRecipe(Section):
     reference: str = "lora"
     """The method that the others are compared with."""
 
+    def _has_tries(self, number: int, block: Block) -> None:
+        """Raise ValueError where a block without seeds has nothing to run."""
+        if self.search is None:
+            raise ValueError(f"grid.{number} has no seeds, and there is no search whose tries could be run; name seeds")
+        if block.tries is not None and block.tries > self.search.tries:
+            raise ValueError(f"grid.{number}.tries is {block.tries}; search.tries is {self.search.tries}")
+        for name in block.methods:
+            if self.methods[name].kind in UNTRAINED or self.methods[name].tuned_as is not None:
+                raise ValueError(f"grid.{number} has no seeds, and {name!r} has no tries of its own; name seeds")
+
     @model_validator(mode="after")
     def _names(self) -> StudyRecipe:
         for number, block in enumerate(self.grid):
@@ -192,6 +215,8 @@ class StudyRecipe(Section):
                 for name in names:
                     if name not in known:
                         raise ValueError(f"grid.{number}.{kind} names {name!r}; known are {', '.join(known)}")
+            if not block.seeds:
+                self._has_tries(number, block)
             if self.search is not None and self.search.seed in block.seeds:
                 raise ValueError(
                     f"grid.{number}.seeds holds {self.search.seed}, the seed of the search; its trainings must not be reported"

@@ -21,7 +21,7 @@ from iclm.errors import CheckpointError, ConfigurationError, DataError
 from iclm.model.checkpoint import read_json
 from iclm.studies.study.grid import Job, jobs_of
 from iclm.studies.study.job import DONE, FAILED, SPEC
-from iclm.studies.study.recipe import StudyRecipe, load_study
+from iclm.studies.study.recipe import UNTRAINED, StudyRecipe, load_study
 from iclm.studies.study.runner import JOBS, RECIPE, read_rows
 
 RESULTS, TRIES, JOBS_FILE, QUESTIONS = "results.jsonl", "tries.jsonl", "jobs.jsonl", "questions.jsonl"
@@ -159,7 +159,7 @@ def _of_grid(study: StudyRecipe, found: _Found, failed: Set[str]) -> Collected:
             part.not_run[job.name] = "failed" if id in failed else "not run"
             continue
         spec, done, rows = found[id]
-        searched = study.search.space if study.search is not None and spec["kind"] == "trained" else {}
+        searched = study.search.space if study.search is not None and spec["kind"] not in UNTRAINED else {}
         line = _line(id, job.name, spec, done, names)
         line["chosen"] = {name: _at(spec["recipe"], name) for name in sorted(searched)}
         line |= {"reference": study.reference, "tuned_as": study.methods[job.method].tuned_as}
