@@ -99,9 +99,9 @@ class ModelSection(Section):
     """Weight of the router's own loss."""
     mi_weight: float = 0.01
     """Weight of the independence loss."""
-    invariant_weight: float = 0.1
+    invariant_weight: float = 1.0
     """Weight of the language-modelling loss of the invariant module alone."""
-    domain_weight: float = 0.1
+    domain_weight: float = 1.0
     """Weight of the language-modelling loss of the domain module alone."""
     mi_loss: str = "plugin"
     """plugin (the paper's mutual information), club, infonce, hsic or cross_correlation."""

@@ -65,7 +65,8 @@ class ICLMConfig(PreTrainedConfig):
         mix: how the weight of the invariant side is learned: "fixed" at one half, "gate" (one scalar), and for
             "mix" also "low_rank" (plus a residual of rank `mix_rank` that starts at zero).
         router_weight, mi_weight, invariant_weight, domain_weight: weights of the loss terms beside the language-modelling
-            loss of the mixture; the defaults are the paper's.
+            loss of the mixture. The first two are the paper's; its 0.1 for the others let each module learn little of its own
+            (docs/results.md).
         mi_loss: "plugin" (the paper's), "club", "infonce", "hsic" or "cross_correlation"; see `iclm.model.independence`.
         mi_detach_domain: the loss moves the invariant module only.
         mi_projection, mi_queue, mi_temperature: see `iclm.model.independence`.
@@ -104,8 +105,8 @@ class ICLMConfig(PreTrainedConfig):
         mix_rank: int = 8,
         router_weight: float = 0.1,
         mi_weight: float = 0.01,
-        invariant_weight: float = 0.1,
-        domain_weight: float = 0.1,
+        invariant_weight: float = 1.0,
+        domain_weight: float = 1.0,
         mi_loss: str = "plugin",
         mi_detach_domain: bool = False,
         mi_projection: int | None = 64,

@@ -1,7 +1,7 @@
 """The recipe of a study: methods × data × seeds, and how hyper-parameters are chosen.
 
     base: smollm2-135m
-    training: {batch_size: 16}                      # of every method
+    training: {batch_size: 4}                       # of every method
     data:
       acre:
         train: [{acre: IID, problems: 250, format: symbolic}]
