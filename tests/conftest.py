@@ -275,6 +275,7 @@ def make_collected():
                     "chosen": changes.get("chosen", {}),
                     "reference": "lora",
                     "tuned_as": changes.get("tuned_as"),
+                    "tuned_on": None,
                 }
                 rows = []
                 for source, (regime, form) in enumerate(sources):

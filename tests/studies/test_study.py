@@ -130,6 +130,31 @@ def test_a_block_without_seeds_that_has_nothing_to_run(values, changes, fault):
         study_of(values, **changes)
 
 
+def test_data_can_take_what_was_chosen_for_others(values):
+    data = {**values["data"], "more": {**values["data"]["acre"], "tuned_as": "acre"}}
+    study = study_of(values, data=data, search=SEARCH, grid=[{"data": ["more"], "methods": ["lora"], "seeds": [0]}])
+    *tries, report = grid.jobs_of(study, {})
+    assert [found.name for found in tries] == ["acre/lora/try-0", "acre/lora/try-1"] and report.spec is None
+    results = {found.id: rows_of(found.trial, 3 + found.trial) for found in tries}
+    report = grid.jobs_of(study, results)[-1]
+    assert (report.name, report.chosen) == ("more/lora/seed-0", tries[1].chosen)
+
+
+@pytest.mark.parametrize(
+    ("others", "changes", "fault"),
+    [
+        ({"more": "none"}, {}, "data.more.tuned_as is 'none'; name a data set with tries of its own"),
+        ({"more": "acre", "third": "more"}, {}, "data.third.tuned_as is 'more'"),
+        ({"more": "acre"}, {"grid": [{"data": ["more"], "methods": ["iclm"]}]}, "there are no tries on 'more'"),
+    ],
+)
+def test_data_tuned_as_something_without_tries(values, others, changes, fault):
+    acre = values["data"]["acre"]
+    data = {"acre": acre, **{name: {**acre, "tuned_as": other} for name, other in others.items()}}
+    with pytest.raises(ValueError, match=fault):
+        study_of(values, data=data, search=SEARCH, **changes)
+
+
 def test_reports_wait_for_their_tries_and_take_the_best(values):
     study = study_of(values, search=SEARCH)
     jobs = {found.name: found for found in grid.jobs_of(study, {})}

@@ -238,11 +238,17 @@ def _cost(summary: dict[str, Any], data: str) -> Grid | None:
     return Grid(f"{data}/cost", f"what training costs, {data}", header, rows) if rows else None
 
 
+def _tries_of(entry: dict[str, Any]) -> str:
+    """For instance "3 of lora", or "3 of lora on acre" where they were made on other data."""
+    where = "" if entry["tries_on"] == entry["data"] else f" on {entry['tries_on']}"
+    return f"{entry['tries']} of {entry['tries_of']}{where}"
+
+
 def _chosen(summary: dict[str, Any], data: str) -> Grid | None:
     chosen = [entry for entry in summary["chosen"] if entry["data"] == data]
     names = sorted({name for entry in chosen for name in entry["values"]})
     rows = [
-        [entry["method"], f"{entry['tries']} of {entry['tries_of']}"]
+        [entry["method"], _tries_of(entry)]
         + [f"{entry['values'][name]}" if name in entry["values"] else NONE for name in names]
         for entry in chosen
     ]

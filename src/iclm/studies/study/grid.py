@@ -94,7 +94,7 @@ def jobs_of(study: StudyRecipe, results: Mapping[str, list[dict[str, Any]]]) -> 
 def _tries(study: StudyRecipe, method: str, data: str) -> Iterator[Job]:
     if study.search is None or study.methods[method].kind in UNTRAINED:
         return
-    tuned = study.methods[method].tuned_as or method
+    tuned, data = study.methods[method].tuned_as or method, study.data[data].tuned_as or data
     drawn_values = draws(study.search.space, study.search.seed, study.search.tries - 1)
     for number, drawn in enumerate([{}, *drawn_values]):  # the first try has the recipe's own values
         yield _job(study, tuned, data, study.search.seed, number, drawn)

@@ -397,9 +397,10 @@ def _chosen(found: Collected, data: str) -> Iterator[dict[str, Any]]:
     for method in dict.fromkeys(job.line["method"] for job in found.reports if job.line["data"] == data):
         job = next(job for job in found.reports if (job.line["data"], job.line["method"]) == (data, method))
         if job.line["chosen"]:
-            tuned = job.line["tuned_as"] or method
-            tries = sum((one.line["data"], one.line["method"]) == (data, tuned) for one in found.tries)
-            yield {"data": data, "method": method, "tries_of": tuned, "tries": tries, "values": job.line["chosen"]}
+            tuned, on = job.line["tuned_as"] or method, job.line["tuned_on"] or data
+            tries = sum((one.line["data"], one.line["method"]) == (on, tuned) for one in found.tries)
+            head = {"data": data, "method": method, "tries_of": tuned, "tries_on": on}
+            yield {**head, "tries": tries, "values": job.line["chosen"]}
 
 
 def _tried(found: Collected, data: str) -> Iterator[dict[str, Any]]:

@@ -49,6 +49,8 @@ class DataSet(Section):
     """Model settings that these data need, such as num_domains."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Training settings that these data need."""
+    tuned_as: str | None = None
+    """The data set for which the hyper-parameters of these were chosen; null means tries on their own validation questions."""
 
 
 class XLora(Section):
@@ -207,6 +209,9 @@ class StudyRecipe(Section):
         for name in block.methods:
             if self.methods[name].kind in UNTRAINED or self.methods[name].tuned_as is not None:
                 raise ValueError(f"grid.{number} has no seeds, and {name!r} has no tries of its own; name seeds")
+        for data in block.data or self.data:
+            if self.data[data].tuned_as is not None:
+                raise ValueError(f"grid.{number} has no seeds, and there are no tries on {data!r}; name seeds")
 
     @model_validator(mode="after")
     def _names(self) -> StudyRecipe:
@@ -228,6 +233,11 @@ class StudyRecipe(Section):
             tuned = self.methods.get(other)
             if tuned is None or tuned.tuned_as is not None or tuned.kind != "trained":
                 raise ValueError(f"methods.{name}.tuned_as is {other!r}; name a method with tries of its own")
+        for name, data in self.data.items():
+            if data.tuned_as is not None and (
+                data.tuned_as not in self.data or self.data[data.tuned_as].tuned_as is not None
+            ):
+                raise ValueError(f"data.{name}.tuned_as is {data.tuned_as!r}; name a data set with tries of its own")
         if self.reference not in self.methods:
             raise ValueError(f"reference is {self.reference!r}; known are {', '.join(self.methods)}")
         return self

@@ -26,7 +26,7 @@ from iclm.studies.study.runner import JOBS, RECIPE, read_rows
 
 RESULTS, TRIES, JOBS_FILE, QUESTIONS = "results.jsonl", "tries.jsonl", "jobs.jsonl", "questions.jsonl"
 _SPEC = ("method", "kind", "strategy", "data", "seed", "trial", "shots")
-_GIVEN = ("method", "data", "seed", "trial", "recipe", "evaluate", "reference", "tuned_as")
+_GIVEN = ("method", "data", "seed", "trial", "recipe", "evaluate", "reference", "tuned_as", "tuned_on")
 _ROW = (
     *("job", "method", "module", "train_set", "test_set", "split", "format", "strict", "seed", "source", "shifted"),
     *("n", "correct", "by_kind", "answers", "problems", "majority", "examples", "trainable", "device", "seconds"),
@@ -163,6 +163,7 @@ def _of_grid(study: StudyRecipe, found: _Found, failed: Set[str]) -> Collected:
         line = _line(id, job.name, spec, done, names)
         line["chosen"] = {name: _at(spec["recipe"], name) for name in sorted(searched)}
         line |= {"reference": study.reference, "tuned_as": study.methods[job.method].tuned_as}
+        line["tuned_on"] = study.data[job.data].tuned_as
         part.jobs.append(FinishedJob(line, rows, done["questions"]))
     return part
 
@@ -172,7 +173,12 @@ def _of_no_grid(found: _Found) -> Collected:
     names = _short_names(spec for spec, _, _ in found.values())
     part = Collected()
     for id, (spec, done, rows) in sorted(found.items(), key=lambda item: (_name(item[1][0]), item[0])):
-        line = _line(id, _name(spec), spec, done, names) | {"chosen": {}, "reference": None, "tuned_as": None}
+        line = _line(id, _name(spec), spec, done, names) | {
+            "chosen": {},
+            "reference": None,
+            "tuned_as": None,
+            "tuned_on": None,
+        }
         _add(part, Collected([FinishedJob(line, rows, done["questions"])]))
     return part
 
