@@ -1,6 +1,7 @@
 """PEFT's adapter folders: PEFT computes what a module does, and a module what PEFT's adapter does."""
 
 import json
+import os
 
 import peft
 import pytest
@@ -108,6 +109,20 @@ def test_a_base_is_named_where_peft_looks_for_it(make_iclm, base_folders, tmp_pa
     assert config.base_model_name_or_path == base_folders["llama"]
     assert (config.r, config.lora_alpha, config.task_type) == (2, 4, "CAUSAL_LM")
     assert isinstance(peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out"), peft.PeftModel)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permission bits are those of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_weights_are_as_readable_as_every_other_file(make_iclm, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_adapter(make_iclm(), 1, tmp_path / "adapter")
+        make_iclm().save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.glob("*/*")}
+    assert {"adapter_model.safetensors", "model.safetensors", "config.json"} <= set(modes)
+    assert set(modes.values()) == {oct(0o666 & ~umask)}
 
 
 def test_a_module_that_is_not_there_is_not_written(make_iclm, tmp_path):

@@ -28,10 +28,28 @@ def write(folder: Path, model: ICLMForCausalLM, state: dict[str, torch.Tensor]) 
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    part = folder / f".{WEIGHTS}.part"
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    write_tensors(
+        folder / WEIGHTS, {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    )
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write tensors to a safetensors file that is whole or not there, and as readable as any file that is made beside it.
+
+    safetensors from 0.8 on leaves a new file to its owner alone, whatever the umask
+    (https://github.com/safetensors/safetensors/issues/782).
+
+    Args:
+        path: the file; replaced if it exists.
+        tensors: by name; contiguous, on the CPU, none sharing memory with another.
+    """
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)
+    part.touch()
+    mode = part.stat().st_mode
     save_file(tensors, part, metadata={"format": "pt"})
-    os.replace(part, folder / WEIGHTS)
+    part.chmod(mode)
+    os.replace(part, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.model.backbone import anatomy, load_base
-from iclm.model.checkpoint import read_json
+from iclm.model.checkpoint import read_json, write_tensors
 from iclm.model.configuration_iclm import ICLMConfig
 from iclm.model.modeling_iclm import ICLMForCausalLM
 from iclm.model.surgery import banks, fresh_weights, set_weights, weights_of
@@ -310,9 +310,7 @@ def write_adapter(model: ICLMForCausalLM, module: int, folder: str | Path) -> No
     for layer, (a, b) in weights_of(model, module).items():
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = a.cpu().contiguous()
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = b.cpu().contiguous()
-    part = folder / f".{WEIGHTS}.part"
-    save_file(tensors, part, metadata={"format": "pt"})
-    os.replace(part, folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, tensors)
     part = folder / f".{CONFIG}.part"
     part.write_text(json.dumps(adapter_config(model), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(part, folder / CONFIG)

@@ -48,7 +48,7 @@ from iclm.data.sources.optional import import_optional
 from iclm.errors import CheckpointError
 from iclm.evaluation.runs import FINISHED, context_length
 from iclm.model.backbone import anatomy, load_base
-from iclm.model.checkpoint import WEIGHTS, read_json, read_weights
+from iclm.model.checkpoint import WEIGHTS, read_json, read_weights, write_tensors
 from iclm.model.modules import target_linears
 from iclm.recipe import Recipe
 from iclm.studies.study.recipe import XLora
@@ -139,7 +139,7 @@ def _train(
     result = trainer.train()
     seconds = time.perf_counter() - started
     shutil.rmtree(arguments.output_dir, ignore_errors=True)  # of checkpoints, which there are none of
-    save_file({name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}, out / WEIGHTS)
+    write_tensors(out / WEIGHTS, {name: p.detach().cpu().contiguous() for name, p in trainable(model).items()})
     record = {
         "method": "xlora",
         "base": recipe.base,
