@@ -124,6 +124,9 @@ class DataSource(Section):
     """Configuration of generated RAVEN problems (center_single, distribute_four, ...)."""
     answers: Literal["raven", "iraven", "fair"] = "iraven"
     """Answer set of generated RAVEN problems."""
+    ask: Literal["letter", "panel"] = "letter"
+    """What RAVEN problems ask for: the letter of one of the answers shown, or the panel itself, with no answers shown and their
+    panels as the choices."""
     corr2cause: Literal["official", "renamed", "paraphrased"] | None = None
     """Wording of generated CORR2CAUSE questions; at one seed all wordings ask the same."""
     variables: list[Annotated[int, Field(ge=2, le=6)]] = Field(default=[3, 4, 5], min_length=1)
@@ -186,6 +189,8 @@ class DataSource(Section):
             for name in names:
                 if getattr(self, origin) is None and getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} is for {origin}, which this source does not generate")
+        if self.ask == "panel" and self.raven is None and (self.file is None or self.columns is not None):
+            raise ValueError("ask: panel is for RAVEN problems, generated or in a file of them")
         return self
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from iclm.data import corr2cause, pvr
+from iclm.data import corr2cause, pvr, raven
 from iclm.data.loading import distribution, domain_numbers, read_source, read_sources, source_name
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource
@@ -131,3 +131,36 @@ def test_a_source_that_cannot_be_generated_is_refused(values, message):
 def test_what_a_generator_cannot_do_is_told_when_the_source_is_read(values, message):
     with pytest.raises(ConfigurationError, match=message):
         read_source(source(**values))
+
+
+@pytest.mark.parametrize("format", ["symbolic", "text"])
+def test_raven_problems_may_ask_for_the_panel(format, tmp_path):
+    letters, panels = (
+        source(raven="center_single", format=format, split="test", ask=ask) for ask in ("letter", "panel")
+    )
+    asked, by_letter = read_source(panels), read_source(letters)
+    assert [example.answer_index for example in asked] == [example.answer_index for example in by_letter]
+    assert [example.group for example in asked] == [example.group for example in by_letter]
+    assert all(len(example.prompt) < len(other.prompt) for example, other in zip(asked, by_letter, strict=True))
+    assert distribution(panels) == distribution(letters)
+    assert source_name(panels) == source_name(letters) + "-panel"
+    file = tmp_path / "problems.jsonl"
+    raven.write_problems(file, raven.generate("center_single", "iraven", 12, 0, "test"))
+    filed = DataSource(file=file, format=format, ask="panel")
+    assert [(e.prompt, e.choices, e.answer) for e in read_source(filed)] == [
+        (e.prompt, e.choices, e.answer) for e in asked
+    ]
+
+
+def test_only_raven_problems_ask_for_a_panel(tmp_path):
+    for values in (
+        {"acre": "IID", "format": "text"},
+        {"pvr": "min"},
+        {"file": "a.csv", "columns": {"prompt": "a", "answer": "b"}},
+    ):
+        with pytest.raises(ValidationError, match="ask: panel is for RAVEN problems"):
+            source(ask="panel", **values)
+    file = tmp_path / "lines.jsonl"
+    file.write_text('{"input": [{"role": "user", "content": "Well?"}], "ideal": "yes"}\n')
+    with pytest.raises(ConfigurationError, match=r"lines\.jsonl holds no RAVEN problems; ask: panel is for those"):
+        read_source(DataSource(file=file, ask="panel"))

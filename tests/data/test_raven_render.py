@@ -55,6 +55,16 @@ def test_open_form_asks_for_the_ninth_panel_and_shows_no_answers(format):
     assert "letter" not in turns[0]
 
 
+@pytest.mark.parametrize("format", ["text", "symbolic"])
+def test_an_open_question_may_choose_among_the_panels_that_multiple_choice_shows(format):
+    problem = make_problem("left_center_single_right_center_single", "iraven", 3, 0)
+    (letters,), (panels,) = examples(problem, format), examples(problem, format, open=True, choices=True)
+    shown = {m.content[0]: m.content[3:] for m in letters.messages if m.content[1:3] == ". " and m.content[0].isalpha()}
+    assert panels.choices == tuple(shown.values()) and len(panels.choices) == 8
+    assert panels.answer == shown[letters.answer]
+    assert panels.messages == examples(problem, format, open=True)[0].messages
+
+
 def test_examples_carry_kind_group_and_domain():
     problem = make_problem("up_down", "iraven", 0, 8)
     (example,) = examples(problem, "symbolic", domain="raven")

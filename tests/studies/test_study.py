@@ -87,6 +87,16 @@ def test_the_same_settings_are_the_same_job_wherever_they_run(values):
     assert ids[0] == ids[1] and len(set(ids[0])) == len(ids[0]) == 7
 
 
+def test_a_setting_that_was_added_later_leaves_the_jobs_that_do_not_use_it(values):
+    spec = grid.jobs_of(study_of(values), {})[0].spec
+    before = json.loads(json.dumps(spec))
+    for place in (*before["evaluate"], *before["recipe"]["data"]["train"], *before["recipe"]["data"]["validation"]):
+        assert place.pop("ask") == "letter"
+    assert grid.digest(before) == grid.digest(spec)
+    spec["evaluate"][0]["ask"] = "panel"
+    assert grid.digest(before) != grid.digest(spec)
+
+
 def test_shards_share_all_jobs_among_them(values):
     jobs = grid.jobs_of(study_of(values, grid=[{"methods": ["lora", "iclm"], "seeds": list(range(20))}]), {})
     parts = [{found.name for found in jobs if found.in_shard(part, 3)} for part in (1, 2, 3)]

@@ -29,14 +29,17 @@ def read_source(source: DataSource) -> list[Example]:
         return _generated(source)
     place: Path | str = source.file if source.file is not None else str(source.dataset)
     kind = problem_kind(source.file) if source.file is not None and source.columns is None else None
+    if source.ask == "panel" and kind != "RAVEN":
+        raise ConfigurationError(f"{place} holds no RAVEN problems; ask: panel is for those, leave it out")
     if kind is not None:
         if source.format is None:
             raise ConfigurationError(f"{place} holds {kind} problems; say how to render them: format symbolic or text")
         if kind == "ACRE":
-            problems = acre.read_problems(place)[: source.problems]
-            found = _render(problems, source, acre.examples, objects=source.objects, seed=source.seed)
+            read = acre.read_problems(place)[: source.problems]
+            found = _render(read, source, acre.examples, objects=source.objects, seed=source.seed)
         else:
-            found = _render(islice(raven.iter_problems(place), source.problems), source, raven.examples)
+            panels = islice(raven.iter_problems(place), source.problems)
+            found = _render(panels, source, raven.examples, **_asked(source))
     else:
         mapping = None if source.columns is None else ColumnMapping.from_dict(source.columns)
         options = {} if source.file is not None else {"split": source.split, "config": source.config}
@@ -55,7 +58,8 @@ def _generated(source: DataSource) -> list[Example]:
         problems = acre.generate(source.acre, split, count, seed)
         return _render(problems, source, acre.examples, objects=source.objects, seed=seed)
     if source.raven is not None:
-        return _render(raven.generate(source.raven, source.answers, count, seed, split), source, raven.examples)
+        made = raven.generate(source.raven, source.answers, count, seed, split)
+        return _render(made, source, raven.examples, **_asked(source))
     if source.corr2cause is not None:
         domain = source.domain or "corr2cause"
         asked = corr2cause.generate(
@@ -65,6 +69,12 @@ def _generated(source: DataSource) -> list[Example]:
         domain, shift = source.domain or "pvr", source.shift
         asked = pvr.examples(source.complexity, str(source.pvr), split, count, seed, shift=shift, domain=domain)
     return list(islice(asked, source.limit))
+
+
+def _asked(source: DataSource) -> dict[str, bool]:
+    """What a RAVEN source asks for, as options of its rendering."""
+    panel = source.ask == "panel"
+    return {"open": panel, "choices": panel}
 
 
 def distribution(source: DataSource) -> str | None:
@@ -87,12 +97,13 @@ def distribution(source: DataSource) -> str | None:
 
 
 def source_name(source: DataSource) -> str:
-    """What a source is called in results: acre-Comp-val-text, pvr-mod_sum-1-test, or its file or data set."""
+    """What a source is called in results: acre-Comp-val-text, raven-center_single-test-text-panel, or its file or data set."""
     family, *made = (distribution(source) or "").split(" ")
     if not made:
         return str(source.file if source.file is not None else source.dataset)
     split = [] if source.split in made else [source.split]
-    return "-".join([family.lower(), *made, *split, *([source.format] if source.format else [])])
+    asked = [source.ask] if source.ask == "panel" else []
+    return "-".join([family.lower(), *made, *split, *([source.format] if source.format else []), *asked])
 
 
 def _render(

@@ -5,7 +5,9 @@
 
 Multiple choice shows the eight context panels as "1. " to "8. " and the answers as "A. " to "H. "; the answer is a
 letter. Its bytes are those of the published conversion, white space included; the color words are arbitrary names of
-the ten gray levels. Open answer leaves out the answers; the answer is the ninth panel as it would be shown.
+the ten gray levels. Open answer leaves out the answers; the answer is the ninth panel as it would be shown. An open
+question may still have the eight answers as its choices, of which the likeliest is taken, as Webb et al. (2023,
+https://arxiv.org/abs/2212.09196) ask language models for matrices.
 """
 
 from __future__ import annotations
@@ -79,17 +81,20 @@ _MARKS: dict[str, tuple[str, str]] = {
 }
 
 
-def render(problem: Problem, format: str = "text", open: bool = False, *, extras: bool = False) -> dict[str, Any]:
+def render(
+    problem: Problem, format: str = "text", open: bool = False, *, choices: bool = False, extras: bool = False
+) -> dict[str, Any]:
     """Render a problem as an evals row.
 
     Args:
         problem: the problem.
         format: "text" or "symbolic".
         open: ask for the ninth panel itself, without showing answers.
+        choices: give an open question the panels of the answers as choices; the published form has none.
         extras: add `type` (the configuration) and `group` (configuration and id, if the problem has one).
 
     Returns:
-        A row with the keys `input`, `choice_strings` (multiple choice only) and `ideal`.
+        A row with the keys `input`, `choice_strings` (where there are choices) and `ideal`.
 
     Raises:
         ConfigurationError: there is no such format.
@@ -104,6 +109,8 @@ def render(problem: Problem, format: str = "text", open: bool = False, *, extras
     messages.append({"role": "user", "content": _ASK})
     row: dict[str, Any] = {"input": messages}
     if open:
+        if choices:
+            row["choice_strings"] = shown[8:]
         row["ideal"] = shown[8 + problem.target]
     else:
         row |= {"choice_strings": list(LETTERS), "ideal": problem.letter}
@@ -115,13 +122,16 @@ def render(problem: Problem, format: str = "text", open: bool = False, *, extras
     return row
 
 
-def examples(problem: Problem, format: str = "text", open: bool = False, *, domain: str | None = None) -> list[Example]:
+def examples(
+    problem: Problem, format: str = "text", open: bool = False, *, choices: bool = False, domain: str | None = None
+) -> list[Example]:
     """Render a problem as examples: a list of one, for a problem asks one question.
 
     Args:
         problem: the problem.
         format: "text" or "symbolic".
         open: ask for the ninth panel itself.
+        choices: give an open question the panels of the answers as choices.
         domain: domain of the example.
 
     Returns:
@@ -130,7 +140,7 @@ def examples(problem: Problem, format: str = "text", open: bool = False, *, doma
     Raises:
         ConfigurationError: there is no such format.
     """
-    row = render(problem, format, open, extras=True)
+    row = render(problem, format, open, choices=choices, extras=True)
     return [example_from_row(row, source=f"{problem.config} {problem.id or 'problem'}", domain=domain)]
 
 

@@ -6,7 +6,6 @@ OUT/jobs/NAME-HASH/      one folder a job (`iclm.studies.continual.job`); the ha
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -22,6 +21,7 @@ from iclm.errors import ConfigurationError
 from iclm.model.checkpoint import read_json
 from iclm.studies.continual.recipe import ContinualRecipe
 from iclm.studies.study.executors import LocalExecutor
+from iclm.studies.study.grid import digest
 from iclm.studies.study.job import DONE, SPEC
 
 RECIPE, JOBS = "continual.yaml", "jobs"
@@ -44,8 +44,7 @@ class SequenceJob:
     @property
     def folder(self) -> str:
         """Name of its folder."""
-        digest = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()
-        return f"{self.name.replace('/', '-')}-{digest[:8]}"
+        return f"{self.name.replace('/', '-')}-{digest(self.spec)[:8]}"
 
 
 def sequence_jobs(recipe: ContinualRecipe, sequence: str) -> list[SequenceJob]:

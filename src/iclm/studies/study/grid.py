@@ -27,6 +27,7 @@ from iclm.recipe import DataSource, Recipe, parse_recipe
 from iclm.studies.study.recipe import UNTRAINED, Method, Range, StudyRecipe, XLora, check_xlora, merged
 
 FORMAT = 1  # of a job's object; another number makes other ids
+ADDED = {"ask": "letter"}  # settings that jobs of this format did not have at first, with the value that they meant
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,22 @@ class Job:
         """Hash of what the worker is given; raises ValueError while the job waits."""
         if self.spec is None:
             raise ValueError(f"{self.name} waits for its tries")
-        return hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(self.spec)[:16]
 
     def in_shard(self, shard: int, shards: int) -> bool:
         """Whether it belongs to shard `shard` of `shards`, counted from 1; by its name, so that it never moves."""
         return int(hashlib.sha256(self.name.encode()).hexdigest(), 16) % shards == shard - 1
+
+
+def digest(spec: dict[str, Any]) -> str:
+    """Hash of what a worker is given; a setting that was added since does not change it where it says what was meant before."""
+    return hashlib.sha256(json.dumps(_as_before(spec), sort_keys=True).encode()).hexdigest()
+
+
+def _as_before(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_before(item) for name, item in value.items() if name not in ADDED or item != ADDED[name]}
+    return [_as_before(item) for item in value] if isinstance(value, list) else value
 
 
 def jobs_of(study: StudyRecipe, results: Mapping[str, list[dict[str, Any]]]) -> list[Job]:
