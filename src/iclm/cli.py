@@ -113,10 +113,13 @@ def train(
     from iclm.evaluation.runs import load_run
     from iclm.recipe import load_recipe
     from iclm.report.tables import evaluation_table
+    from iclm.training.processes import is_first
     from iclm.training.run import train as train_run
 
     loaded = load_recipe(recipe, overrides or ())
     _, record = train_run(loaded, out, overwrite=overwrite, resume=resume)
+    if not is_first():
+        return
     report = None
     if loaded.data.validation:
         note("validation")

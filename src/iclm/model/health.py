@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,15 +116,24 @@ class RouterHealth:
         self._examples += len(route.indices)
         self._codebook |= route.revived is not None
 
-    def counts(self) -> RouterCounts:
-        """What was added since the start, or since `clear`, on the host."""
+    def counts(self, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> RouterCounts:
+        """What was added since the start, or since `clear`, on the host.
+
+        Args:
+            reduce: adds up a tensor over all processes of a training; then the counts are those of all.
+        """
         size = self.codes + self.codes * self.domains
-        sums = np.zeros(size + 3) if self._sums is None else self._sums.cpu().numpy()
+        found, examples = self._sums, self._examples
+        if reduce is not None and found is not None:
+            found = reduce(torch.cat([found.double(), found.new_tensor([examples], dtype=torch.float64)]))
+            examples = int(found[-1])
+            found = found[:-1]
+        sums = np.zeros(size + 3) if found is None else found.cpu().numpy()
         error, measured, revived = sums[size:]
         return RouterCounts(
             usage=sums[: self.codes],
             table=sums[self.codes : size].reshape(self.codes, self.domains),
-            examples=self._examples,
+            examples=examples,
             error=float(error),
             measured=int(measured),
             revived=int(revived) if self._codebook else None,

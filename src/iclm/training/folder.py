@@ -214,6 +214,8 @@ class Clock(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write them beside the checkpoint's own files."""
+        if not state.is_world_process_zero:
+            return
         write_record(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CLOCK, {"seconds": self.seconds})
 
 
@@ -232,6 +234,8 @@ class LogFile(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove what is of later steps than the one that the training begins after."""
+        if not state.is_world_process_zero:
+            return
         keep_log(self.path, self.before + state.global_step)
         for folder in Path(args.output_dir).glob("checkpoint-*"):
             if checkpoint_step(folder) > state.global_step:
@@ -239,7 +243,7 @@ class LogFile(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Write one line."""
-        if logs is None:
+        if logs is None or not state.is_world_process_zero:
             return
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(finite({"step": self.before + state.global_step, **logs}), allow_nan=False) + "\n")

@@ -48,6 +48,7 @@ from iclm.training.folder import (
     write_folder,
     write_record,
 )
+from iclm.training.processes import is_first, use_own_gpu, wait_for_all
 from iclm.training.stages import Ramp, Rates, Stage, stages_of
 from iclm.training.start import check_base, names_in, start_from
 from iclm.training.trainer import ICLMTrainer, router_batches
@@ -70,7 +71,7 @@ def training_arguments(recipe: Recipe, out: Path, stage: Stage | None = None) ->
         get_reporting_integration_callbacks(section.report_to)
     except (ValueError, ImportError) as error:
         raise ConfigurationError(f"training.report_to cannot be used: {error}") from error
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints_of(out, stage)),
         num_train_epochs=stage.epochs,
         per_device_train_batch_size=section.batch_size,
@@ -96,6 +97,9 @@ def training_arguments(recipe: Recipe, out: Path, stage: Stage | None = None) ->
         log_level="error",
         logging_nan_inf_filter=False,
     )
+    if arguments.n_gpu > 1:  # one GPU a process: torch's DataParallel would split what is not a batch of rows
+        arguments._n_gpu = 1
+    return arguments
 
 
 class _ProgressBar(ProgressCallback):
@@ -164,6 +168,7 @@ def train(
     check_quantization(recipe.quantization)
     place = resumption(recipe, out) if resume else Resumption(left=stages_of(recipe.training))
     started -= place.spent
+    use_own_gpu()
     # everything that can be wrong is found before the folder is touched
     transformers.set_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.base)
@@ -176,14 +181,18 @@ def train(
     names = _first_weights(recipe, out, model, place, domains)
     model.config.domain_names = names or None
     if recipe.training.cache_features:
-        packs = with_features(model, packs, tokenizer.pad_token_id, progress_bar=progress_bar)
+        packs = with_features(model, packs, tokenizer.pad_token_id, progress_bar=progress_bar and is_first())
     if place.weights is None:
         _start_router(recipe, model, packs, tokenizer.pad_token_id)
-        clear_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / RECIPE, overwrite=True) as stream:
-        stream.write(dump_recipe(recipe))
-    keep_log(out / LOG, place.step)
+    wait_for_all()  # each has looked at the folder
+    if is_first():
+        if place.weights is None:
+            clear_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out / RECIPE, overwrite=True) as stream:
+            stream.write(dump_recipe(recipe))
+        keep_log(out / LOG, place.step)
+    wait_for_all()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     known: dict[str, Any] = {"method": recipe.method, "base": recipe.base, "domains": list(domains)}
     records = list(place.records)
@@ -193,11 +202,9 @@ def train(
         callbacks = [LogFile(out / LOG, before, on_log), Clock(place.seconds)]
         trainer = make_trainer(recipe, model, settings, packs, tokenizer.pad_token_id, stage, callbacks)
         records.append({**train_stage(trainer, place.checkpoint), "examples_seen": len(encoded) * stage.epochs})
-        if stage is not place.left[-1]:
+        if stage is not place.left[-1] and is_first():
             _end_stage(out / STAGES / stage.name, model, tokenizer, {**known, "stages": list(records)})
         place = Resumption(left=place.left)  # the next stage begins at its start
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
     values: dict[str, Any] = {
         **known,
         "examples": len(encoded),
@@ -221,8 +228,12 @@ def train(
         },
     }
     values = finite(values)
-    write_record(out / FINISHED, values)
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    if is_first():
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        write_record(out / FINISHED, values)
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    wait_for_all()
     return model, values
 
 

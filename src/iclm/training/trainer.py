@@ -222,12 +222,15 @@ class ICLMTrainer(Trainer):
         if training:
             self.model.mi_scale = self.independence.scale(self.state.global_step, self.state.max_steps)
         outputs = model(**inputs, module=self.stage.module, num_items_in_batch=num_items_in_batch)
+        # where the items are those of all processes each loss is a share of their sum, and gradients are averaged
+        shares = self.accelerator.num_processes if training and self.args.average_tokens_across_devices else 1
+        loss = outputs.loss if shares == 1 or num_items_in_batch is None else outputs.loss * shares
         if training:
             for name, value in outputs.terms.items():  # each is a share of the accumulated step
-                self._terms[name].append(value)
+                self._terms[name].append(value if num_items_in_batch is None else value * shares)
             if outputs.decision is not None:
                 self._health.add(outputs.decision, inputs.get("domain_ids"))
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add to a line what happened since the last one: mean loss terms, router health, the independence weight."""
@@ -236,7 +239,8 @@ class ICLMTrainer(Trainer):
         steps = self.state.global_step - self._logged_step
         if "loss" in logs and self._terms and steps:
             for name, values in self._terms.items():
-                logs[f"loss_{name}"] = float(torch.stack(values).float().sum() / steps)
+                total = torch.stack(values).float().sum()
+                logs[f"loss_{name}"] = float(self.accelerator.reduce(total, "mean") / steps)
             if "mi" in self._terms and not self.independence.flat:
                 logs["mi_weight"] = self.model.config.mi_weight * self.model.mi_scale
             self._log_health(logs)
@@ -245,7 +249,8 @@ class ICLMTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _log_health(self, logs: dict[str, float]) -> None:
-        counts = self._health.counts()
+        several = self.accelerator.num_processes > 1
+        counts = self._health.counts(self.accelerator.reduce if several else None)
         self._health.clear()
         logs.update(counts.figures())
         if self._watch is not None and counts.examples:
