@@ -53,3 +53,11 @@ def test_two_processes_train_as_one_that_accumulates_their_batches(make_recipe, 
         torch.testing.assert_close(tensor, second[name], rtol=1e-4, atol=1e-6, msg=name)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["steps"] == record["steps"] > 2
     assert not (tmp_path / "two" / "checkpoints").exists()
+
+
+def test_a_rank_in_the_environment_of_a_single_process_changes_nothing(make_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    train(make_recipe(method="lora"), tmp_path / "run", progress_bar=False)
+    assert {"model.safetensors", "run.json", "log.jsonl", "recipe.yaml"} <= {
+        p.name for p in (tmp_path / "run").iterdir()
+    }

@@ -13,14 +13,13 @@ from accelerate import PartialState
 
 
 def is_first() -> bool:
-    """Whether this process writes the files and the report."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this process writes the files and the report; the Trainer's arguments must have been made before."""
+    return bool(PartialState().is_main_process)
 
 
 def wait_for_all() -> None:
     """Go on when every process has come here; the Trainer's arguments must have been made before."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        PartialState().wait_for_everyone()
+    PartialState().wait_for_everyone()
 
 
 def use_own_gpu() -> None:
