@@ -83,6 +83,7 @@ def training_arguments(recipe: Recipe, out: Path, stage: Stage | None = None) ->
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
         gradient_checkpointing=section.gradient_checkpointing,
+        ddp_find_unused_parameters=True,  # a batch may need no module of some domain
         logging_steps=section.logging_steps,
         save_strategy="no" if section.save_steps is None else "steps",
         save_steps=section.save_steps or 500,
