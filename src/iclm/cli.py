@@ -17,6 +17,7 @@ import typer
 
 from iclm import cli_bench, cli_continual, cli_data, cli_modules, cli_plan, cli_study
 from iclm.cli_shared import (
+    Ask,
     Base,
     Columns,
     Json,
@@ -148,6 +149,7 @@ def evaluate(
     ] = None,
     format: Annotated[str | None, typer.Option(help="Rendering of ACRE JSON files: symbolic or text.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Strict rendering of ACRE JSON files.")] = False,
+    ask: Ask = "letter",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first examples of each file.")] = None,
     independence: Annotated[
         bool, typer.Option("--independence", help="Also every measure of the modules' independence.")
@@ -168,9 +170,8 @@ def evaluate(
 
     loaded = load_run(run, base=base, quantization=quantization)
     objects = "strict" if strict else "official"
-    sources = [
-        evaluation_source(item, loaded, format=format, objects=objects, limit=limit, columns=columns) for item in data
-    ]
+    options = {"format": format, "objects": objects, "ask": ask, "columns": columns}
+    sources = [evaluation_source(item, loaded, limit=limit, **options) for item in data]
     with progress_bars() as bars:
         report = evaluate_run(
             loaded,
@@ -212,6 +213,7 @@ def diagnose(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first examples of each source.")] = None,
     format: Annotated[str | None, typer.Option(help="Rendering of files of problems: symbolic or text.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Strict rendering of ACRE JSON files.")] = False,
+    ask: Ask = "letter",
     columns: Columns = None,
     base: Base = None,
     quantization: Quantization = None,
@@ -234,10 +236,8 @@ def diagnose(
     folder = run / "diagnosis" if out is None else out
     check_folder(folder, overwrite=overwrite)
     objects = "strict" if strict else "official"
-    iid, shifted = (
-        [evaluation_source(item, loaded, format=format, objects=objects, columns=columns) for item in items or ()]
-        for items in (data, ood)
-    )
+    options = {"format": format, "objects": objects, "ask": ask, "columns": columns}
+    iid, shifted = ([evaluation_source(item, loaded, **options) for item in items or ()] for items in (data, ood))
     if not iid:
         iid, found = recipe_sources(run)
         shifted = found + shifted

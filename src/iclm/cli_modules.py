@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from iclm.cli_shared import Base, Columns, Json, RunFolder, note, print_json, quiet_libraries, stdout
+from iclm.cli_shared import Ask, Base, Columns, Json, RunFolder, note, print_json, quiet_libraries, stdout
 
 
 class _RunFirst(TyperGroup):
@@ -105,6 +105,7 @@ def import_(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts of each file.")] = None,
     format: Annotated[str | None, typer.Option(help="Rendering of files of problems: symbolic or text.")] = None,
+    ask: Ask = "letter",
     columns: Columns = None,
     base: Base = None,
     out: Out = None,
@@ -120,7 +121,8 @@ def import_(
     from iclm.training import run_modules
 
     def sources(run: Any) -> list[Any]:
-        return [evaluation_source(item, run, format=format, limit=limit, columns=columns) for item in data or ()]
+        options = {"format": format, "ask": ask, "columns": columns}
+        return [evaluation_source(item, run, limit=limit, **options) for item in data or ()]
 
     found = run_modules.import_adapter(
         ctx.obj, adapter, name, sources=sources if data else None, base=base, out=out, overwrite=overwrite

@@ -19,6 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
 RunFolder = Annotated[Path, typer.Argument(help="Run folder that `iclm train` left.")]
 Columns = Annotated[str | None, typer.Option(help="Columns of a table, e.g. '{prompt: question, answer: right}'.")]
+Ask = Annotated[str, typer.Option(help="What files of RAVEN problems ask for: letter or panel.")]
 Base = Annotated[str | None, typer.Option(help="The base model, if it is not where the run says.")]
 Quantization = Annotated[
     str | None, typer.Option(help="none or nf4, to load the base otherwise than in training: nf4 needs a GPU.")

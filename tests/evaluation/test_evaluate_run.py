@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from iclm.data import Example
+from iclm.data import Example, raven
 from iclm.data.acre import examples, generate, write_problems
 from iclm.data.evals import write_evals
 from iclm.errors import ConfigurationError, DataError
@@ -57,6 +57,8 @@ def files(tmp_path_factory):
     Path(found["unknown"]).write_bytes(Path(found["text"]).read_bytes())
     found["acre"] = str(folder / "IID_val.json")
     write_problems(found["acre"], problems)
+    found["raven"] = str(folder / "matrices.jsonl")
+    raven.write_problems(found["raven"], raven.generate("center_single", "iraven", 3, 2, "val"))
     return found
 
 
@@ -97,7 +99,7 @@ def test_a_file_name_may_hold_an_equals_sign(run, files, tmp_path):
     assert source.file == path
 
 
-@pytest.mark.parametrize("options", [{"format": "xml"}, {"objects": "loose"}])
+@pytest.mark.parametrize("options", [{"format": "xml"}, {"objects": "loose"}, {"ask": "number"}])
 def test_an_unknown_option_of_a_source_is_refused(run, files, options):
     with pytest.raises(ConfigurationError, match=next(iter(options.values()))):
         evaluation_source(files["acre"], run, **options)
@@ -115,6 +117,25 @@ def test_problems_in_acre_json_need_a_format_and_get_its_domain(run, files):
         read_for(run, source)
     (source,) = sources(run, files["acre"], format="text")
     assert {item.domain for item in read_for(run, source)} == {run.domains["text"]}
+
+
+def test_a_file_of_raven_problems_can_be_asked_for_panels(run, files):
+    """What a model that was trained with `ask: panel` is asked later: the panel itself, with the eight as choices."""
+    (letters,) = sources(run, f"{files['raven']}=text", format="text")
+    (panels,) = sources(run, f"{files['raven']}=text", format="text", ask="panel")
+    shown, asked = read_for(run, letters), read_for(run, panels)
+    assert {item.example.choices for item in shown} == {tuple("ABCDEFGH")}
+    assert all(len(item.example.choices) == 8 and item.example.answer.startswith("On an image") for item in asked)
+    assert [len(a.prompt) < len(s.prompt) for a, s in zip(asked, shown, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"), [("text", {}, "no RAVEN problems"), ("raven", {"columns": "{prompt: a}"}, "a table")]
+)
+def test_panels_are_asked_of_raven_problems_alone(run, files, name, options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        (source,) = sources(run, files[name], format="text", ask="panel", **options)
+        read_for(run, source)
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------

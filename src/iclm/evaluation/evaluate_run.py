@@ -22,6 +22,9 @@ from iclm.model.configuration_iclm import describe
 from iclm.recipe import DataSource, parse_columns
 
 
+ASKED = ("letter", "panel")
+
+
 def guess_domain(path: Path, known: Sequence[str]) -> str | None:
     """The domain of the run that a file name mentions as a word ("IID_val_text.jsonl" mentions "text"), if just one."""
     words = set(re.split(r"[^A-Za-z0-9]+", path.stem))
@@ -35,12 +38,14 @@ def evaluation_source(
     *,
     format: str | None = None,
     objects: str = "official",
+    ask: str = "letter",
     limit: int | None = None,
     columns: str | None = None,
 ) -> DataSource:
     """The source that a `--data` argument names: FILE or FILE=DOMAIN.
 
-    `columns` maps the columns of a table (YAML). A domain that is the name of a format is also how ACRE problems are rendered, unless `format` says otherwise.
+    `columns` maps the columns of a table (YAML); `ask` is what RAVEN problems ask for, letter or panel. A domain that is the
+    name of a format is also how ACRE problems are rendered, unless `format` says otherwise.
 
     Raises:
         ConfigurationError: an option that does not fit.
@@ -56,12 +61,17 @@ def evaluation_source(
         raise ConfigurationError(f"format is {format!r}; use symbolic or text")
     if objects not in OBJECTS:
         raise ConfigurationError(f"objects is {objects!r}; use official or strict")
+    if ask not in ASKED:
+        raise ConfigurationError(f"ask is {ask!r}; use letter or panel")
+    if ask == "panel" and columns is not None:
+        raise ConfigurationError(f"{file} is read as a table of columns; ask: panel is for files of RAVEN problems")
     return DataSource.model_validate(
         {
             "file": file,
             "domain": name or None,
             "format": format,
             "objects": objects,
+            "ask": ask,
             "limit": limit,
             "columns": parse_columns(columns),
         }
