@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -170,8 +171,8 @@ def evaluate(
 
     loaded = load_run(run, base=base, quantization=quantization)
     objects = "strict" if strict else "official"
-    options = {"format": format, "objects": objects, "ask": ask, "columns": columns}
-    sources = [evaluation_source(item, loaded, limit=limit, **options) for item in data]
+    rendered = partial(evaluation_source, format=format, objects=objects, ask=ask, limit=limit, columns=columns)
+    sources = [rendered(item, loaded) for item in data]
     with progress_bars() as bars:
         report = evaluate_run(
             loaded,
@@ -236,8 +237,8 @@ def diagnose(
     folder = run / "diagnosis" if out is None else out
     check_folder(folder, overwrite=overwrite)
     objects = "strict" if strict else "official"
-    options = {"format": format, "objects": objects, "ask": ask, "columns": columns}
-    iid, shifted = ([evaluation_source(item, loaded, **options) for item in items or ()] for items in (data, ood))
+    rendered = partial(evaluation_source, format=format, objects=objects, ask=ask, columns=columns)
+    iid, shifted = ([rendered(item, loaded) for item in items or ()] for items in (data, ood))
     if not iid:
         iid, found = recipe_sources(run)
         shifted = found + shifted

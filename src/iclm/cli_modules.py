@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,8 +122,8 @@ def import_(
     from iclm.training import run_modules
 
     def sources(run: Any) -> list[Any]:
-        options = {"format": format, "ask": ask, "columns": columns}
-        return [evaluation_source(item, run, limit=limit, **options) for item in data or ()]
+        rendered = partial(evaluation_source, format=format, ask=ask, limit=limit, columns=columns)
+        return [rendered(item, run) for item in data or ()]
 
     found = run_modules.import_adapter(
         ctx.obj, adapter, name, sources=sources if data else None, base=base, out=out, overwrite=overwrite

@@ -21,7 +21,6 @@ from iclm.model import Route
 from iclm.model.configuration_iclm import describe
 from iclm.recipe import DataSource, parse_columns
 
-
 ASKED = ("letter", "panel")
 
 
