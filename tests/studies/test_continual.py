@@ -298,6 +298,8 @@ def test_a_file_that_vanishes_midway_stops_the_sequence_and_nothing_is_lost(valu
         ({"methods": {"m": {"kind": "joint", "guard": "ewc"}}}, "kind joint has no earlier task"),
         ({"methods": {"m": {"guard": "ewc", "model": {"ablation": "no_invariant"}}}}, "guards the invariant module"),
         ({"methods": {"m": {"method": "lora", "guard": "frozen_after_first"}}}, "leaves plain LoRA nothing"),
+        ({"methods": {"m": {"guard": "ewc", "replay": {"problems": 2}}}}, "replay is given, but guard is ewc"),
+        ({"methods": {"m": {"guard": "ewc", "ewc": {"weight": 0}}}}, "methods.m.ewc.weight"),
         ({"methods": {"m": {"model": {"router": "random"}}}}, "method m: router is 'random'"),
         ({"methods": {"m": {"model": {"ablation": "no_domain"}}}}, "use method: lora"),
         ({"methods": {"m": {"training": {"stages": "two_stage"}}}}, "training.stages is not for a sequence"),
@@ -400,3 +402,21 @@ def test_shipped_sequences_can_be_planned(path):
     assert len({job.folder for job in found}) == len(found)
     assert all(set(order) == set(recipe.tasks) for order in recipe.orders.values())
     assert len(recipe.tasks) >= (10 if path.stem == "long" else 2)
+
+
+def test_a_method_can_have_a_guard_of_its_own_strength(values, tmp_path):
+    """Which takes the place of the recipe's, and leaves the jobs of the other methods where they are."""
+    methods = {"iclm": {"guard": "ewc"}, "firm": {"guard": "ewc", "ewc": {"weight": 7.0}}}
+    recipe = ContinualRecipe.model_validate({**values, "methods": methods})
+    usual, firm = sequence_jobs(recipe, "x")
+    del usual.spec["recipe"]["methods"]["iclm"]["ewc"]  # a job of before
+    assert usual.folder == sequence_jobs(recipe, "x")[0].folder
+    for job, weight in ((usual, 100.0), (firm, 7.0)):
+        folder = tmp_path / job.folder
+        folder.mkdir()
+        (folder / "job.json").write_text(json.dumps(job.spec))
+        elastic, _ = TaskSequence(folder).guard(0)
+        assert elastic.weight == weight
+    held = {"small": {"guard": "replay", "replay": {"problems": 5}}}
+    _, buffer = sequence_of(tmp_path / "small", {**values, "methods": held}, method="small").guard(0)
+    assert buffer.size == 5

@@ -85,6 +85,10 @@ class ContinualMethod(Section):
     """Of the training recipe."""
     guard: Literal["none", "ewc", "replay", "frozen_after_first"] = "none"
     """What protects the module that goes on learning (the invariant one, or plain LoRA)."""
+    ewc: Ewc | None = None
+    """Of this method with guard: ewc, in place of the recipe's."""
+    replay: Replay | None = None
+    """Of this method with guard: replay, in place of the recipe's."""
     boundaries: Literal["known", "unknown"] | None = None
     """Whether it is told where a task begins; null means as the recipe says. A method that opens no module needs no boundary."""
     model: dict[str, Any] = Field(default_factory=dict)
@@ -98,6 +102,9 @@ class ContinualMethod(Section):
             raise ValueError("the untouched base takes no method, model or training settings")
         if self.kind != "sequence" and (self.guard != "none" or self.boundaries is not None):
             raise ValueError(f"guard and boundaries are for kind: sequence; kind {self.kind} has no earlier task")
+        for name in ("ewc", "replay"):
+            if getattr(self, name) is not None and self.guard != name:
+                raise ValueError(f"{name} is given, but guard is {self.guard}; it is of guard: {name}")
         if self.guard == "frozen_after_first" and self.method == "lora":
             raise ValueError("guard frozen_after_first leaves plain LoRA nothing to learn with; it is for method: iclm")
         if self.guard != "none" and self.model.get("ablation") == "no_invariant":

@@ -33,7 +33,7 @@ from iclm.model.surgery import add_module, rename_module
 from iclm.recipe import dump_recipe
 from iclm.studies.continual.asking import Counts, ask
 from iclm.studies.continual.novelty import Calibration
-from iclm.studies.continual.recipe import ContinualMethod, ContinualRecipe, training_recipe
+from iclm.studies.continual.recipe import ContinualMethod, ContinualRecipe, Ewc, training_recipe
 from iclm.studies.continual.units import Piece, Reader
 from iclm.studies.study.job import SPEC
 from iclm.training.folder import (
@@ -170,15 +170,20 @@ class TaskSequence:
             found.add(INVARIANT)
         return frozenset(found)
 
+    @property
+    def ewc(self) -> Ewc:
+        """Settings of elastic weight consolidation."""
+        return self.method.ewc or self.recipe.ewc
+
     def guard(self, number: int) -> tuple[ElasticWeights | None, Reservoir | None]:
         """What is kept of the tasks before unit `number`."""
         before = self.folder / UNITS / f"{number - 1:03d}"
         elastic = buffer = None
         if self.method.guard == "ewc":
-            elastic = ElasticWeights(self.recipe.ewc.weight, load_file(before / GUARD) if number else None)
+            elastic = ElasticWeights(self.ewc.weight, load_file(before / GUARD) if number else None)
         if self.method.guard == "replay":
             values = read_json(before / BUFFER) if number else None
-            buffer = Reservoir(self.recipe.replay.problems, self.training.seed, values)
+            buffer = Reservoir((self.method.replay or self.recipe.replay).problems, self.training.seed, values)
         return elastic, buffer
 
     def learn(self, piece: Piece) -> None:
@@ -195,7 +200,7 @@ class TaskSequence:
             record, trained = self.train(number, modules, [*packs, *kept])
         started = time.perf_counter()
         if self.elastic is not None:
-            chosen = packs[:: max(1, -(-len(packs) // self.recipe.ewc.problems))]
+            chosen = packs[:: max(1, -(-len(packs) // self.ewc.problems))]
             self.elastic.consolidate(model, chosen, adapter_names(model, INVARIANT), self.pad)
         if self.buffer is not None:
             self.buffer.offer(packs)

@@ -27,7 +27,8 @@ from iclm.recipe import DataSource, Recipe, parse_recipe
 from iclm.studies.study.recipe import UNTRAINED, Method, Range, StudyRecipe, XLora, check_xlora, merged
 
 FORMAT = 1  # of a job's object; another number makes other ids
-ADDED = {"ask": "letter"}  # settings that jobs of this format did not have at first, with the value that they meant
+# settings that jobs of this format did not have at first, with the value that they meant
+ADDED = {"ask": "letter", "ewc": None, "replay": None}
 
 
 @dataclass(frozen=True)
