@@ -121,6 +121,10 @@ def test_what_was_not_run_is_named(summary):
     assert texts(summary)["not-run"] == "not run: acre/iclm/seed-3\n"
     assert texts({**summary, "not_run": {}})["not-run"] == "All jobs of the study were run.\n"
     assert texts({**summary, "not_run": {"a": "failed"}})["not-run"] == "not run: a (failed)\n"
+    left = {f"acre/no-mi/{place}": "not run" for place in ("try-0", "seed-0", "seed-2")}
+    left |= {"acre/base-few": "not run", "acre/no-mi/seed-3": "failed"}
+    told = "acre/no-mi/try-0, acre/no-mi/seed-0,2, acre/base-few, acre/no-mi/seed-3 (failed)"
+    assert texts({**summary, "not_run": left})["not-run"] == f"not run: {told}\n"
 
 
 def test_cells():

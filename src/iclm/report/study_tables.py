@@ -356,8 +356,16 @@ def setup_line(summary: dict[str, Any]) -> str:
 
 
 def not_run_line(summary: dict[str, Any]) -> str:
-    """Which jobs of the grid are missing, in one line."""
-    names = [name if state == "not run" else f"{name} ({state})" for name, state in summary["not_run"].items()]
+    """The names of jobs that were not run, those of one method together: acre/iclm/seed-3,4."""
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for name, state in summary["not_run"].items():
+        start, dash, number = name.rpartition("-")
+        of_several = start.endswith(("/seed", "/try"))
+        numbers.setdefault((start + dash if of_several else name, state), []).append(number if of_several else "")
+    names = [
+        start + ",".join(found) + ("" if state == "not run" else f" ({state})")
+        for (start, state), found in numbers.items()
+    ]
     return f"not run: {', '.join(names)}\n" if names else "All jobs of the study were run.\n"
 
 
