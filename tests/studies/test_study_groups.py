@@ -228,3 +228,49 @@ def test_what_depends_on_no_seed_is_compared_on_all_seeds_of_the_other(make_coll
     assert compared["seeds"] == lora["seeds"] and compared["resampled"] == "seeds and problems"
     assert compared["difference"] == pytest.approx(base["mean"] - lora["mean"], abs=1e-6)
     assert compared["only_one_side"] == {"method": [], "against": []}
+
+
+MODULES = {"mixture": 0.8, "invariant": 0.7, "domain_0": [1.0, 0.0, 1.0, 0.0], "domain_1": 0.5}
+HOME = {"symbolic": 0, "text": 1}
+
+
+def with_routes(found, routes=None):
+    """Jobs whose questions were routed by their format, or as said by source."""
+    for row in (row for job in (*found.jobs, *found.tries) for row in job.rows):
+        row["routes"] = [row["n"] * (HOME[row["format"]] == number) for number in (0, 1)]
+        if routes is not None and row["source"] in routes:
+            row["routes"] = routes[row["source"]]
+    return found
+
+
+def test_the_routed_domain_module_alone_is_each_sources_own(make_collected):
+    found = with_routes(make_collected({"iclm": MODULES}))
+    (results,) = by_data(found)
+    assert results.modules["iclm"] == ["mixture", "invariant", "routed", "domain_0", "domain_1"]
+    for source, row in results.sources.items():
+        for seed in (0, 1, 2):
+            own = results.answers["iclm", f"domain_{HOME[row['format']]}", seed, source]
+            assert (results.answers["iclm", "routed", seed, source] == own).all()
+    figures = summarise(found, resamples=FAST)["figures"]
+    symbolic = only(figures, group="ACRE Sys", format="symbolic", kind=None, module="routed")
+    assert symbolic["mean"] == 0.5 and symbolic["values"] == [0.5] * 3
+
+
+def test_where_a_source_goes_to_several_modules_there_is_no_routed_one(make_collected):
+    found = with_routes(make_collected({"iclm": MODULES}), {3: [1, 47]})
+    figures = summarise(found, resamples=FAST)["figures"]
+    groups = {(f["group"], f["format"]) for f in figures if f["module"] == "routed" and f["kind"] is None}
+    assert groups == {(IN, None), ("ACRE IID", None), *(("ACRE IID", f) for f in HOME), ("ACRE Sys", "symbolic")}
+
+
+def test_a_try_tells_of_the_routed_domain_module_too(make_collected):
+    for routes in (None, {0: [1, 47]}):
+        found = with_routes(make_collected({"iclm": MODULES}, seeds=(0,)), routes)
+        job = found.jobs[0]
+        job.line["trial"] = 0
+        job.line["seed"] = 1001
+        whole = make_collected({"lora": {"mixture": 0.5}})
+        both = Collected([*whole.jobs, job])
+        (tried,) = summarise(both, resamples=FAST)["tried"]
+        own = sum(r["correct"] for r in job.rows if r["module"] == f"domain_{HOME[r['format']]}")
+        assert tried["correct"].get("routed") == (own if routes is None else None)

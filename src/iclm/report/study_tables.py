@@ -26,7 +26,7 @@ from typing import Any
 from rich.table import Table
 
 from iclm.report.paper import FIGURES, SOURCE
-from iclm.studies.study.groups import AGAINST_MIXTURE, AGAINST_REFERENCE, AGAINST_WHOLE, IN, MAIN, OUT
+from iclm.studies.study.groups import AGAINST_MIXTURE, AGAINST_REFERENCE, AGAINST_WHOLE, IN, MAIN, OUT, ROUTED
 
 HARD = "indirect"  # the kind of question that stands beside every overall figure: no shallow rule answers it
 NONE = "–"
@@ -91,7 +91,12 @@ def module_label(module: str) -> str:
     """What a module's row says."""
     if module.startswith("domain_"):
         return f"domain module {module.removeprefix('domain_')} alone"
-    return {"invariant": "invariant module alone", "oracle": "mixture, oracle routing"}.get(module, module)
+    labels = {
+        "invariant": "invariant module alone",
+        "oracle": "mixture, oracle routing",
+        ROUTED: "routed domain module alone",
+    }
+    return labels.get(module, module)
 
 
 def _numbers(values: Iterable[int]) -> str:
@@ -271,8 +276,7 @@ def _tries(summary: dict[str, Any], data: str) -> Grid | None:
 
     rows = []
     for entry in tried:
-        domains = [module for module in entry["correct"] if module.startswith("domain_")]
-        accuracies = [cell(entry, modules) for modules in (MAIN, ["invariant"], ["oracle"], domains)]
+        accuracies = [cell(entry, modules) for modules in (MAIN, ["invariant"], ["oracle"], [ROUTED])]
         values = [f"{entry['values'][name]}" if name in entry["values"] else NONE for name in names]
         rows.append([entry["method"], *values, *accuracies, f"{entry['n']:,}"])
     header = [
@@ -281,7 +285,7 @@ def _tries(summary: dict[str, Any], data: str) -> Grid | None:
         "mixture",
         "invariant module alone",
         "oracle routing",
-        "best domain module",
+        "routed domain module alone",
         "questions",
     ]
     title = f"tries, accuracy on validation questions, {data}"

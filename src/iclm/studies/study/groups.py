@@ -33,6 +33,7 @@ from iclm.studies.study.strategy import MODULE as STRATEGY
 
 IN, OUT = "in distribution", "out of distribution"
 MAIN = ("mixture", STRATEGY)  # modules that answer for their method
+ROUTED = "routed"  # alone the domain module of the router's choice, where that is one for all questions of each source
 AGAINST_REFERENCE, AGAINST_WHOLE, AGAINST_MIXTURE = "reference", "ablation", "module"
 _DIGITS = 6
 
@@ -91,6 +92,8 @@ class DataResults:
                 if right.sum() != row["correct"]:
                     raise DataError(f"{job.name}: a row with {row['correct']} right answers marks {right.sum()}")
                 self.answers[row["method"], row["module"], row["seed"], row["source"]] = right
+                if row["module"] == routed_module(row):
+                    self.answers[row["method"], ROUTED, row["seed"], row["source"]] = right
         self.sources = dict(sorted(self.sources.items()))
 
     @cached_property
@@ -101,8 +104,8 @@ class DataResults:
 
     @cached_property
     def modules(self) -> dict[str, list[str]]:
-        """Modules of each method: what answers for it, the invariant module, domain modules, oracle routing."""
-        order = {name: place for place, name in enumerate((*MAIN, "invariant"))}
+        """Modules of each method: what answers for it, the invariant module, the routed one, domain modules, oracle routing."""
+        order = {name: place for place, name in enumerate((*MAIN, "invariant", ROUTED))}
         found: dict[str, set[str]] = {method: set() for method in self.methods}
         for method, module, _, _ in self.answers:
             found[method].add(module)
@@ -207,6 +210,13 @@ class DataResults:
                 answers = found[self.asked(group, source)]
                 counts[row] += np.bincount(place, weights=answers, minlength=len(sizes)).astype(np.int64)
         return counts
+
+
+def routed_module(row: dict[str, Any]) -> str | None:
+    """The domain module that all questions of a row's source were routed to; None where they were not, or nothing was routed."""
+    routes = row.get("routes", ())
+    chosen = [number for number, count in enumerate(routes) if count]
+    return f"domain_{chosen[0]}" if len(chosen) == 1 else None
 
 
 def by_data(found: Collected) -> list[DataResults]:
@@ -410,7 +420,11 @@ def _tried(found: Collected, data: str) -> Iterator[dict[str, Any]]:
             continue
         correct: dict[str, int] = {}
         for row in job.rows:
-            correct[row["module"]] = correct.get(row["module"], 0) + row["correct"]
+            names = [row["module"], ROUTED] if row["module"] == routed_module(row) else [row["module"]]
+            for name in names:
+                correct[name] = correct.get(name, 0) + row["correct"]
+        if any("routes" in row and routed_module(row) is None for row in job.rows):
+            correct.pop(ROUTED, None)
         asked = sum(row["n"] for row in job.rows if row["module"] == job.rows[0]["module"])
         head = {"data": data, "method": job.line["method"], "trial": job.line["trial"]}
         yield {**head, "values": job.line["chosen"], "n": asked, "correct": correct}
