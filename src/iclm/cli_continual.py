@@ -134,6 +134,8 @@ def report(
     from iclm.studies.continual.results import collect, summarise
 
     found = collect(experiments)
+    if found.left_out:
+        note(f"left out, done with other settings than those of the recipe: {', '.join(found.left_out)}")
     summary = summarise(found)
     if out is not None:
         check_out(found, out, overwrite=overwrite)

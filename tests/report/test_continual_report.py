@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from iclm.cli import app
 from iclm.errors import ConfigurationError
 from iclm.report.continual import grids, texts, write_blocks, write_report
+from iclm.studies.continual.recipe import ContinualRecipe, with_boundaries
 from iclm.studies.continual.results import Found, collect, summarise
+from iclm.studies.continual.runner import sequence_jobs
 
 TASKS = ["a", "b"]
 # of 10 questions right: rows are after task 1 and 2, columns tasks
@@ -155,3 +158,29 @@ def test_results_that_contradict_each_other_are_refused(found, tmp_path):
 def test_what_is_no_experiment_is_refused_in_one_line(tmp_path):
     result = CliRunner().invoke(app, ["continual", "report", str(tmp_path)])
     assert "neither an experiment of iclm continual nor a report" in str(result.exception)
+
+
+SOURCE = {"acre": "IID", "problems": 1, "format": "text"}
+RECIPE = {
+    "tasks": {task: {"train": [SOURCE], "test": [SOURCE]} for task in TASKS},
+    "orders": {"o": TASKS},
+    "methods": {"lora": {"method": "lora"}, "iclm": {}},
+}
+
+
+def test_an_experiments_sequences_are_those_of_its_recipe_in_its_order(tmp_path):
+    """One whose settings were changed since is left out by name; both kinds of task boundaries stay."""
+    old = ContinualRecipe.model_validate({**RECIPE, "training": {"batch_size": 7}})
+    recipe = ContinualRecipe.model_validate(RECIPE)
+    (tmp_path / "continual.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    unknown = with_boundaries(recipe, "unknown")
+    for job in [*sequence_jobs(old, "tiny")[:1], *sequence_jobs(unknown, "tiny"), *sequence_jobs(recipe, "tiny")]:
+        folder = tmp_path / "jobs" / job.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "job.json").write_text(json.dumps(job.spec))
+        (folder / "done.json").write_text("{}")
+        (folder / "rows.jsonl").write_text("")
+    found = collect([tmp_path])
+    told = [(line["method"], line["boundaries"]) for line in found.sequences]
+    assert told == [("lora", "known"), ("iclm", "known"), ("lora", "unknown"), ("iclm", "unknown")]
+    assert found.left_out == ["o/lora/seed-0"]

@@ -20,7 +20,8 @@ import numpy as np
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.model.checkpoint import read_json
 from iclm.studies.continual.metrics import matrix_of
-from iclm.studies.continual.runner import JOBS
+from iclm.studies.continual.recipe import load_continual, with_boundaries
+from iclm.studies.continual.runner import JOBS, RECIPE, sequence_jobs
 from iclm.studies.study.job import DONE, ROWS, SPEC
 from iclm.studies.study.statistics import mean_over_seeds
 
@@ -41,11 +42,13 @@ class Found:
         rows: of all sequences.
         sequences: a line each.
         boundaries: of thresholds.
+        left_out: names of finished sequences whose settings are not those of their experiment any more.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     sequences: list[dict[str, Any]] = field(default_factory=list)
     boundaries: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def files(self) -> dict[str, str]:
         """The text of each file that says all of it."""
@@ -55,6 +58,9 @@ class Found:
 
 def collect(folders: Iterable[str | Path]) -> Found:
     """Collect experiments (folders of `iclm continual`), reports and files of `iclm continual boundaries`.
+
+    Sequences of an experiment come in the order of its recipe; of those that it does not hold, or holds with other settings,
+    only the names are kept.
 
     Raises:
         ConfigurationError: one is none of these, nothing is finished, or a sequence occurs twice with other results.
@@ -75,10 +81,12 @@ def collect(folders: Iterable[str | Path]) -> Found:
             continue
         if not (folder / JOBS).is_dir():
             raise ConfigurationError(f"{folder} is neither an experiment of iclm continual nor a report of one")
-        for job in sorted((folder / JOBS).iterdir()):
-            if not (job / DONE).is_file():
-                continue
-            spec, done = read_json(job / SPEC), read_json(job / DONE)
+        done_jobs = [job for job in sorted((folder / JOBS).iterdir()) if (job / DONE).is_file()]
+        specs = {job.name: read_json(job / SPEC) for job in done_jobs}
+        places = _places(folder / RECIPE, sorted({spec["sequence"] for spec in specs.values()}), specs)
+        found.left_out += [specs[job.name]["name"] for job in done_jobs if job.name not in places]
+        for job in sorted((job for job in done_jobs if job.name in places), key=lambda job: places[job.name]):
+            spec, done = specs[job.name], read_json(job / DONE)
             head = {name: spec[name] for name in ("name", "sequence", "order", "method", "seed")}
             recipe = spec["recipe"]
             method = recipe["methods"][spec["method"]]
@@ -90,6 +98,16 @@ def collect(folders: Iterable[str | Path]) -> Found:
     if not found.sequences and not found.boundaries:
         raise ConfigurationError("no sequence is finished; run iclm continual first")
     return found
+
+
+def _places(recipe: Path, sequences: Iterable[str], names: Iterable[str]) -> dict[str, int]:
+    """Where each job stands by the name of its folder, in the order of the experiment's recipe; one that is not of it has no place."""
+    if not recipe.is_file():
+        return {name: place for place, name in enumerate(names)}
+    loaded = load_continual(recipe)
+    every = [with_boundaries(loaded, told) for told in ("known", "unknown")]
+    jobs = [job.folder for sequence in sequences for each in every for job in sequence_jobs(each, sequence)]
+    return {folder: place for place, folder in enumerate(dict.fromkeys(jobs))}
 
 
 def _add(
