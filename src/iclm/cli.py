@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -165,14 +164,14 @@ def evaluate(
     Example: iclm evaluate runs/acre --data IID_val_text.jsonl --data IID_val_symbolic.jsonl --module all
     """
     quiet_libraries()
-    from iclm.evaluation.evaluate_run import evaluate_run, evaluation_source
+    from iclm.evaluation.evaluate_run import evaluate_run, evaluation_sources
     from iclm.evaluation.runs import load_run
     from iclm.report.tables import dependence_lines, evaluation_table, independence_table, routing_lines
 
     loaded = load_run(run, base=base, quantization=quantization)
     objects = "strict" if strict else "official"
-    rendered = partial(evaluation_source, format=format, objects=objects, ask=ask, limit=limit, columns=columns)
-    sources = [rendered(item, loaded) for item in data]
+    options = {"format": format, "objects": objects, "limit": limit, "columns": columns}
+    sources = evaluation_sources(data, loaded, ask=ask, **options)
     with progress_bars() as bars:
         report = evaluate_run(
             loaded,
@@ -228,7 +227,7 @@ def diagnose(
     """
     quiet_libraries()
     from iclm.evaluation.diagnose import diagnose as measure
-    from iclm.evaluation.evaluate_run import evaluation_source
+    from iclm.evaluation.evaluate_run import evaluation_sources
     from iclm.evaluation.runs import load_run
     from iclm.evaluation.sides import earlier_run, recipe_sources
     from iclm.report.diagnosis import check_folder, diagnosis_tables, with_verdicts, write_diagnosis
@@ -237,8 +236,9 @@ def diagnose(
     folder = run / "diagnosis" if out is None else out
     check_folder(folder, overwrite=overwrite)
     objects = "strict" if strict else "official"
-    rendered = partial(evaluation_source, format=format, objects=objects, ask=ask, columns=columns)
-    iid, shifted = ([rendered(item, loaded) for item in items or ()] for items in (data, ood))
+    options = {"format": format, "objects": objects, "columns": columns}
+    sources = evaluation_sources([*(data or ()), *(ood or ())], loaded, ask=ask, **options)
+    iid, shifted = sources[: len(data or ())], sources[len(data or ()) :]
     if not iid:
         iid, found = recipe_sources(run)
         shifted = found + shifted

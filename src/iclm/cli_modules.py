@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,15 +117,20 @@ def import_(
     Example: iclm modules runs/acre import adapters/medicine --name medicine --data medicine.jsonl --out runs/wider
     """
     quiet_libraries()
-    from iclm.evaluation.evaluate_run import evaluation_source
+    from iclm.evaluation.evaluate_run import evaluation_sources
     from iclm.training import run_modules
 
     def sources(run: Any) -> list[Any]:
-        rendered = partial(evaluation_source, format=format, ask=ask, limit=limit, columns=columns)
-        return [rendered(item, run) for item in data or ()]
+        return evaluation_sources(data or (), run, ask=ask, format=format, limit=limit, columns=columns)
 
     found = run_modules.import_adapter(
-        ctx.obj, adapter, name, sources=sources if data else None, base=base, out=out, overwrite=overwrite
+        ctx.obj,
+        adapter,
+        name,
+        sources=sources if data or ask != "letter" else None,
+        base=base,
+        out=out,
+        overwrite=overwrite,
     )
     _say(found, as_json)
     if "routed" in found:

@@ -9,7 +9,14 @@ from iclm.data import Example, raven
 from iclm.data.acre import examples, generate, write_problems
 from iclm.data.evals import write_evals
 from iclm.errors import ConfigurationError, DataError
-from iclm.evaluation.evaluate_run import answer, evaluate_run, evaluation_source, guess_domain, read_for
+from iclm.evaluation.evaluate_run import (
+    answer,
+    evaluate_run,
+    evaluation_source,
+    evaluation_sources,
+    guess_domain,
+    read_for,
+)
 
 MODEL = {"lora_rank": 2, "router_dim": 8, "mi_projection": 8, "mi_queue": 32}
 RECIPE = {"dtype": "float32", "training": {"batch_size": 8, "learning_rate": 0.01, "epochs": 2}}
@@ -99,7 +106,7 @@ def test_a_file_name_may_hold_an_equals_sign(run, files, tmp_path):
     assert source.file == path
 
 
-@pytest.mark.parametrize("options", [{"format": "xml"}, {"objects": "loose"}, {"ask": "number"}])
+@pytest.mark.parametrize("options", [{"format": "xml"}, {"objects": "loose"}])
 def test_an_unknown_option_of_a_source_is_refused(run, files, options):
     with pytest.raises(ConfigurationError, match=next(iter(options.values()))):
         evaluation_source(files["acre"], run, **options)
@@ -122,7 +129,8 @@ def test_problems_in_acre_json_need_a_format_and_get_its_domain(run, files):
 def test_a_file_of_raven_problems_can_be_asked_for_panels(run, files):
     """What a model that was trained with `ask: panel` is asked later: the panel itself, with the eight as choices."""
     (letters,) = sources(run, f"{files['raven']}=text", format="text")
-    (panels,) = sources(run, f"{files['raven']}=text", format="text", ask="panel")
+    other, panels = evaluation_sources([files["acre"], f"{files['raven']}=text"], run, format="text", ask="panel")
+    assert len(read_for(run, other)) == 12, "what is asked of RAVEN is nothing to files of other problems"
     shown, asked = read_for(run, letters), read_for(run, panels)
     assert {item.example.choices for item in shown} == {tuple("ABCDEFGH")}
     assert all(len(item.example.choices) == 8 and item.example.answer.startswith("On an image") for item in asked)
@@ -130,12 +138,17 @@ def test_a_file_of_raven_problems_can_be_asked_for_panels(run, files):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"), [("text", {}, "no RAVEN problems"), ("raven", {"columns": "{prompt: a}"}, "a table")]
+    ("names", "options", "said"),
+    [
+        (["text"], {"ask": "panel"}, "--data names none"),
+        (["raven"], {"ask": "panel", "columns": "{prompt: a}"}, "--data names none"),
+        ([], {"ask": "panel"}, "--data names none"),
+        ([], {"ask": "number"}, "'number'; use letter or panel"),
+    ],
 )
-def test_panels_are_asked_of_raven_problems_alone(run, files, name, options, said):
+def test_panels_are_asked_of_raven_problems_alone(run, files, names, options, said):
     with pytest.raises(ConfigurationError, match=said):
-        (source,) = sources(run, files[name], format="text", ask="panel", **options)
-        read_for(run, source)
+        evaluation_sources([files[name] for name in names], run, format="text", **options)
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------

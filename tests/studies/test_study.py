@@ -300,6 +300,9 @@ def test_shots_are_solved_training_examples_of_the_same_domain(values):
         job.with_shots(test, train, 4, seed=0)
 
 
+LETTERS = [{"raven": "center_single", "problems": 2, "format": "text"}]
+PANELS = [{**LETTERS[0], "ask": "panel"}]
+
 # -- recipes and folders -----------------------------------------------------------------------------------------------
 
 
@@ -332,10 +335,14 @@ def test_shots_are_solved_training_examples_of_the_same_domain(values):
         ({"methods": {"lora": {"modle": {}}}}, r"methods\.lora\.modle is not a recipe key; did you mean model\?"),
         ({"search": {**SEARCH, "space": {"training.learning_rate": {"low": 2, "high": 1}}}}, "low must be below high"),
         ({"seeds": [1]}, "seeds is not a recipe key"),
+        (
+            {"data": {"r": dict.fromkeys(("train", "validation", "test"), LETTERS + PANELS)}},
+            "validation asks RAVEN problems for letters and for panels",
+        ),
     ],
     ids=[
         *("method", "data", "seed", "tuned_as", "base", "no_strategy", "no_kind", "strategy", "tuned", "untunable"),
-        *("reference", "typo", "range", "section"),
+        *("reference", "typo", "range", "section", "asked"),
     ],
 )
 def test_faults_of_a_recipe_are_named(values, tmp_path, change, message):

@@ -246,7 +246,6 @@ class LengthBucketedBatches:
         batch_tokens: int | None = None,
     ) -> None:
         self.packs, self.seed, self.bucket = packs, seed, bucket
-        # not `batch_size`: of several processes each would skip, as incomplete, batches that are not of that length
         self.batch_examples, self.batch_tokens = batch_size, batch_tokens
         self.drop_last = False
         self.epoch = 0

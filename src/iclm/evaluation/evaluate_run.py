@@ -12,7 +12,7 @@ import torch
 
 from iclm.data.acre import FORMATS, OBJECTS
 from iclm.data.collation import EncodedExample, boundary, encode
-from iclm.data.loading import read_source, source_name
+from iclm.data.loading import problem_kind, read_source, source_name
 from iclm.errors import ConfigurationError, DataError
 from iclm.evaluation.evaluate import ModuleResult, evaluate, evaluate_generation, greedy, module_names, routing_of
 from iclm.evaluation.independence import independence_report
@@ -37,14 +37,12 @@ def evaluation_source(
     *,
     format: str | None = None,
     objects: str = "official",
-    ask: str = "letter",
     limit: int | None = None,
     columns: str | None = None,
 ) -> DataSource:
     """The source that a `--data` argument names: FILE or FILE=DOMAIN.
 
-    `columns` maps the columns of a table (YAML); `ask` is what RAVEN problems ask for, letter or panel. A domain that is the
-    name of a format is also how ACRE problems are rendered, unless `format` says otherwise.
+    `columns` maps the columns of a table (YAML). A domain that is the name of a format is also how ACRE problems are rendered, unless `format` says otherwise.
 
     Raises:
         ConfigurationError: an option that does not fit.
@@ -60,21 +58,39 @@ def evaluation_source(
         raise ConfigurationError(f"format is {format!r}; use symbolic or text")
     if objects not in OBJECTS:
         raise ConfigurationError(f"objects is {objects!r}; use official or strict")
-    if ask not in ASKED:
-        raise ConfigurationError(f"ask is {ask!r}; use letter or panel")
-    if ask == "panel" and columns is not None:
-        raise ConfigurationError(f"{file} is read as a table of columns; ask: panel is for files of RAVEN problems")
     return DataSource.model_validate(
         {
             "file": file,
             "domain": name or None,
             "format": format,
             "objects": objects,
-            "ask": ask,
             "limit": limit,
             "columns": parse_columns(columns),
         }
     )
+
+
+def evaluation_sources(arguments: Sequence[str], run: Run, *, ask: str = "letter", **options: Any) -> list[DataSource]:
+    """The sources that several `--data` arguments name.
+
+    Args:
+        ask: what files of RAVEN problems ask for, letter or panel.
+        options: as of `evaluation_source`, for all files.
+
+    Raises:
+        ConfigurationError: an option that does not fit, or panels are asked for and no file is of RAVEN problems.
+        DataError: a file that cannot be read.
+    """
+    if ask not in ASKED:
+        raise ConfigurationError(f"--ask is {ask!r}; use letter or panel")
+    sources = [evaluation_source(argument, run, **options) for argument in arguments]
+    if ask == "panel":
+        of_raven = [s.columns is None and s.file is not None and problem_kind(s.file) == "RAVEN" for s in sources]
+        if not any(of_raven):
+            raise ConfigurationError("--ask panel is for files of RAVEN problems, and --data names none; leave it out")
+        asked = {"ask": ask}
+        sources = [s.model_copy(update=asked) if raven else s for s, raven in zip(sources, of_raven, strict=True)]
+    return sources
 
 
 def read_for(run: Run, source: DataSource) -> list[EncodedExample]:

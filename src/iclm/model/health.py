@@ -120,14 +120,16 @@ class RouterHealth:
         """What was added since the start, or since `clear`, on the host.
 
         Args:
-            reduce: adds up a tensor over all processes of a training; then the counts are those of all.
+            reduce: adds up a tensor over all processes of a training; then the counts are those of all, but for the revived codes,
+                which are the first process's, as its codes are the ones that are kept.
         """
         size = self.codes + self.codes * self.domains
         found, examples = self._sums, self._examples
         if reduce is not None and found is not None:
-            found = reduce(torch.cat([found.double(), found.new_tensor([examples], dtype=torch.float64)]))
+            own = found.double()
+            found = reduce(torch.cat([own, own.new_tensor([examples])]))
             examples = int(found[-1])
-            found = found[:-1]
+            found = torch.cat([found[:-2], own[-1:]])
         sums = np.zeros(size + 3) if found is None else found.cpu().numpy()
         error, measured, revived = sums[size:]
         return RouterCounts(

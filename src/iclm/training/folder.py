@@ -37,7 +37,7 @@ CHECKPOINTS = "checkpoints"
 STAGES = "stages"
 RECIPE = "recipe.yaml"
 LOG = "log.jsonl"
-CLOCK = "seconds.json"  # in a checkpoint: how long the training had taken
+CLOCK = "seconds.json"  # in a checkpoint: how long the training had taken, and in how many processes
 
 
 def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
@@ -104,6 +104,12 @@ class Resumption:
         """Seconds of training up to the checkpoint, in its stage."""
         path = None if self.checkpoint is None else self.checkpoint / CLOCK
         return float(read_json(path).get("seconds", 0)) if path is not None and path.is_file() else 0.0
+
+    @property
+    def processes(self) -> int:
+        """In how many processes the checkpoint was made."""
+        path = None if self.checkpoint is None else self.checkpoint / CLOCK
+        return int(read_json(path).get("processes", 1)) if path is not None and path.is_file() else 1
 
     @property
     def spent(self) -> float:
@@ -202,7 +208,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 class Clock(TrainerCallback):
-    """Keeps in each checkpoint how many seconds the training has taken, those before it was resumed included."""
+    """Keeps in each checkpoint how many seconds the training has taken, those before it was resumed included, and in how many
+    processes."""
 
     def __init__(self, before: float) -> None:
         self.before, self.started = before, time.perf_counter()
@@ -216,7 +223,8 @@ class Clock(TrainerCallback):
         """Write them beside the checkpoint's own files."""
         if not state.is_world_process_zero:
             return
-        write_record(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CLOCK, {"seconds": self.seconds})
+        found = {"seconds": self.seconds, "processes": args.world_size}
+        write_record(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CLOCK, found)
 
 
 class LogFile(TrainerCallback):

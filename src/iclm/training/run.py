@@ -23,7 +23,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from iclm.data.collation import Pack, encode
 from iclm.data.files import atomic_write
 from iclm.data.loading import read_sources, training_data
-from iclm.errors import ConfigurationError
+from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.runs import FINISHED, context_length
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import load_own_state, read_weights
@@ -176,6 +176,7 @@ def train(
     model = build_model(recipe)
     packs, domains, encoded = _training_data(recipe, model, tokenizer)
     arguments = [training_arguments(recipe, out, stage) for stage in place.left]
+    _check_processes(arguments[0], place)
     model.to(arguments[0].device)
     if recipe.training.compile:
         model.compile_layers()
@@ -203,6 +204,7 @@ def train(
         callbacks = [LogFile(out / LOG, before, on_log), Clock(place.seconds)]
         trainer = make_trainer(recipe, model, settings, packs, tokenizer.pad_token_id, stage, callbacks)
         records.append({**train_stage(trainer, place.checkpoint), "examples_seen": len(encoded) * stage.epochs})
+        wait_for_all()  # each leaves its random state in a checkpoint
         if stage is not place.left[-1] and is_first():
             _end_stage(out / STAGES / stage.name, model, tokenizer, {**known, "stages": list(records)})
         place = Resumption(left=place.left)  # the next stage begins at its start
@@ -220,6 +222,7 @@ def train(
         "dtype": model.config.base["dtype"],
         "quantization": model.config.base["quantization"],
         "device": device_name(model.device),
+        "processes": arguments[0].world_size,
         "threads": torch.get_num_threads(),
         "versions": {
             "iclm": __version__,
@@ -236,6 +239,21 @@ def train(
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     wait_for_all()
     return model, values
+
+
+def _check_processes(arguments: TrainingArguments, place: Resumption) -> None:
+    """Raise what several processes cannot do, or not go on with."""
+    count = arguments.world_size
+    if place.checkpoint is not None and place.processes != count:
+        raise CheckpointError(
+            f"{place.checkpoint} was made by {place.processes} process(es), this is a training in {count}; "
+            f"resume with torchrun --nproc-per-node {place.processes}"
+        )
+    if count > 1 and arguments.auto_find_batch_size:
+        raise ConfigurationError(
+            "training.auto_find_batch_size is for a single process: where memory runs out in one of several, the others wait for "
+            "it in vain; leave it out and give training.batch_size or training.batch_tokens"
+        )
 
 
 def train_stage(trainer: ICLMTrainer, checkpoint: Path | None) -> dict[str, Any]:

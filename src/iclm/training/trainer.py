@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -122,7 +123,8 @@ class ICLMTrainer(Trainer):
         size, tokens = self._train_batch_size, self.batch_tokens
         if tokens is not None:  # the size is smaller than asked for where memory ran out
             tokens = max(1, tokens * size // self.args.train_batch_size)
-        return EvenBatches(packs, size, self.args.seed, epochs, first, tokens)
+        here = {"processes": self.accelerator.num_processes, "process": self.accelerator.process_index}
+        return EvenBatches(packs, size, self.args.seed, epochs, first, tokens, **here)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of training packs; asked for again where memory ran out and the batches are to be smaller."""
@@ -153,7 +155,13 @@ class ICLMTrainer(Trainer):
         if packs is None:
             raise ValueError("the trainer was given no packs for this")
         loader = DataLoader(packs, batch_sampler=self.batches(packs, epochs, first), collate_fn=self.data_collator)
-        return self.accelerator.prepare(loader)
+        if self.accelerator.num_processes == 1:
+            return self.accelerator.prepare(loader)
+        # The sampler gives each process its own batches. Accelerate's shares would hide it from the Trainer, which tells it
+        # the epoch: where a training is resumed it looks through one wrapper only.
+        return prepare_data_loader(
+            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
 
     def fit_router(self) -> int:
         """Start the router from the first batches, unless it was started; returns the number of examples."""

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from iclm.data.collation import EncodedExample, Pack, training_packs
 from iclm.errors import CheckpointError
 from iclm.evaluation.runs import FINISHED
 from iclm.model import ICLMForCausalLM, load_tokenizer
-from iclm.model.checkpoint import read_json
+from iclm.model.checkpoint import read_json, write_tensors
 from iclm.model.configuration_iclm import default_name, name_fault
 from iclm.model.plan import INVARIANT
 from iclm.model.router import LearnedRouter
@@ -295,7 +295,7 @@ class TaskSequence:
         def fill(part: Path) -> None:
             self.model.save_pretrained(part)
             if self.elastic is not None:
-                save_file({n: t.cpu().contiguous() for n, t in self.elastic.state.items()}, part / GUARD)
+                write_tensors(part / GUARD, {n: t.cpu().contiguous() for n, t in self.elastic.state.items()})
             if self.buffer is not None:
                 write_record(part / BUFFER, self.buffer.values)
             write_record(part / STATE, vars(self.state))

@@ -70,6 +70,7 @@ class DataResults:
         jobs: the reports.
         sources: a row of each test source, by its number.
         answers: right answers, bool [questions], by method, module, seed (None where a method depends on none) and source.
+        routed: the domain module that all questions of a source were routed to, by method, seed and source.
     """
 
     data: str
@@ -77,6 +78,7 @@ class DataResults:
     jobs: list[FinishedJob]
     sources: dict[int, dict[str, Any]] = field(default_factory=dict)
     answers: dict[tuple[str, str, int | None, int], np.ndarray] = field(default_factory=dict)
+    routed: dict[tuple[str, int | None, int], str] = field(default_factory=dict)
     _layouts: dict[Group, tuple[list[np.ndarray], np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,6 +96,7 @@ class DataResults:
                 self.answers[row["method"], row["module"], row["seed"], row["source"]] = right
                 if row["module"] == routed_module(row):
                     self.answers[row["method"], ROUTED, row["seed"], row["source"]] = right
+                    self.routed[row["method"], row["seed"], row["source"]] = row["module"]
         self.sources = dict(sorted(self.sources.items()))
 
     @cached_property
@@ -124,6 +127,16 @@ class DataResults:
         every: list[int | None] = [job.line["seed"] for job in self.jobs if job.line["method"] == method]
         every = [None] if None in every else sorted(set(every), key=lambda seed: seed or 0)
         return [seed for seed in every if all((method, module, seed, source) in self.answers for source in sources)]
+
+    def answering(self, method: str, group: Group) -> list[str]:
+        """Modules of a method that have answered a group, the one that answers for it first.
+
+        The routed module is among them where it has answered in every seed, and is not one domain module throughout.
+        """
+        seeds = self.seeds(method, self.main(method), group.sources)
+        homes = [{self.routed.get((method, seed, source)) for source in group.sources} for seed in seeds]
+        distinct = all(None not in home for home in homes) and any(len(home) > 1 for home in homes)
+        return [module for module in self.modules[method] if module != ROUTED or distinct]
 
     # -- groups --------------------------------------------------------------------------------------------------------
 
@@ -167,7 +180,8 @@ class DataResults:
     def _problem_of(self) -> dict[int, np.ndarray]:
         """For each source the number of the problem of each question, int [questions].
 
-        The same problem rendered in another format has the same number: its answers are not independent either.
+        The same problem rendered in another format, or asked for in another way, has the same number: its answers are not
+        independent either.
         """
         first: dict[tuple[str, int], int] = {}
         found, total = {}, 0
@@ -178,7 +192,7 @@ class DataResults:
             origin = {
                 key: value
                 for key, value in self.jobs[0].line["evaluate"][number].items()
-                if key not in ("format", "domain")
+                if key not in ("format", "domain", "ask")
             }
             key = (json.dumps(origin, sort_keys=True), len(sizes))
             start = first.setdefault(key, total)
@@ -303,7 +317,7 @@ def _figures(results: DataResults, group: Group) -> Iterator[dict[str, Any]]:
     """Accuracy of every method and module on a group."""
     n = int(results.problems(group)[1].sum())
     for method in results.methods:
-        for module in results.modules[method]:
+        for module in results.answering(method, group):
             seeds = results.seeds(method, module, group.sources)
             if not seeds:
                 continue
@@ -329,7 +343,7 @@ def _pairs(results: DataResults, group: Group, reference: str | None) -> Iterato
         for question, other in ((AGAINST_REFERENCE, reference), (AGAINST_WHOLE, tuned_as[method])):
             if other is not None and other != method and other in results.methods:
                 yield question, method, main, other, results.main(other)
-        for module in results.modules[method][1:] if group.kind is None else ():
+        for module in results.answering(method, group)[1:] if group.kind is None else ():
             yield AGAINST_MIXTURE, method, module, method, main
 
 

@@ -52,6 +52,16 @@ class DataSet(Section):
     tuned_as: str | None = None
     """The data set for which the hyper-parameters of these were chosen; null means tries on their own validation questions."""
 
+    @model_validator(mode="after")
+    def _one_question(self) -> DataSet:
+        for name in ("validation", "test"):
+            asked = {source.ask for source in getattr(self, name) if source.raven is not None}
+            if len(asked) > 1:
+                raise ValueError(
+                    f"{name} asks RAVEN problems for letters and for panels, which are two tasks; make two data sets"
+                )
+        return self
+
 
 class XLora(Section):
     """The gate of X-LoRA; names and defaults are those of PEFT's XLoraConfig."""
