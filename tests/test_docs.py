@@ -1,4 +1,4 @@
-"""The tables of docs/data.md say what the committed result files say."""
+"""The tables of docs/data.md, and that of diagnoses in docs/results.md, say what the committed result files say."""
 
 import json
 import re
@@ -63,3 +63,32 @@ def test_the_table_of_conformance_adds_up(lines, label, pattern):
     wanted = [label, *(str(sum(row[key] for row in chosen)) for key in ("agree", "ambiguous", "total"))]
     start = next(i for i, line in enumerate(lines) if line.startswith("| files |"))
     assert wanted in [cells(line) for line in lines[start + 2 :] if re.match(r"\|", line)]
+
+
+def diagnosed(report):
+    """The rows of the table of docs/results.md that a diagnosis gives."""
+    verdicts = {verdict["figure"]: verdict["value"] for verdict in report["verdicts"]}
+    sides = report["interventions"]["swap"]["routed"]
+    assert [side["source"] for side in sides] == ["domain_0", "domain_1"] and all(side["n"] == 120 for side in sides)
+    own, other = (
+        sum(side["accuracy"][abs(number - shift)]["correct"] for number, side in enumerate(sides)) / 240
+        for shift in (0, 1)
+    )
+    share = "dependence of invariant and domain states, share of total, "
+    return [
+        verdicts["routing accuracy"],
+        own,
+        other,
+        verdicts[share + "symbolic"],
+        verdicts[share + "text"],
+        verdicts["domain told from invariant states"],
+    ]
+
+
+def test_the_table_of_diagnoses_is_what_they_found():
+    folder = ROOT / "results" / "diagnosis"
+    reports = [json.loads((folder / f"acre-iclm-seed-{seed}.json").read_text()) for seed in (0, 1, 2)]
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    block = text.partition("<!-- results: results/diagnosis -->\n")[2].partition("<!-- /results -->")[0]
+    shown = [cells(line)[1:] for line in block.splitlines()[2:]]
+    assert shown == [[f"{value:.3f}" for value in row] for row in zip(*map(diagnosed, reports), strict=True)]
