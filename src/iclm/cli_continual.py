@@ -40,6 +40,10 @@ def run(
     boundaries: Boundaries = None,
     only: Annotated[list[str] | None, typer.Option(help="Jobs whose name contains this, as in short/iclm.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of sequences or of a report: what is finished there is not done again."),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -48,10 +52,13 @@ def run(
     Example: iclm continual run recipes/continual/short.yaml --out runs/short --only iclm --task-boundaries unknown
     """
     quiet_libraries()
+    from iclm.studies.continual.known import take_over
     from iclm.studies.continual.recipe import load_continual, with_boundaries
     from iclm.studies.continual.runner import Experiment
 
     experiment = Experiment(with_boundaries(load_continual(recipe), boundaries), recipe.stem, out, only or ())
+    if known:
+        note(f"{len(take_over(experiment, known))} sequences are known from {', '.join(map(str, known))}")
     standing = experiment.standing
     shown: set[str] = set()
 

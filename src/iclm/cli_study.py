@@ -44,6 +44,10 @@ def run(
     cpus: Annotated[
         int | None, typer.Option(min=1, help="Cores of a job (--ray); default: all, shared by jobs.")
     ] = None,
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a study or of a report: what is finished there is not done again."),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -54,12 +58,15 @@ def run(
     quiet_libraries()
     from iclm.report.study_progress import progress_lines, progress_table
     from iclm.studies.study.executors import Executor, LocalExecutor
+    from iclm.studies.study.known import take_over
     from iclm.studies.study.recipe import load_study
     from iclm.studies.study.runner import Study, parse_shard
 
     if cpus is not None and ray_address is None:
         raise ConfigurationError("cpus is for jobs of a Ray cluster; give --ray, or leave it out")
     study = Study(load_study(recipe), out, shard=parse_shard(shard), only=only or ())
+    if known:
+        note(f"{len(take_over(study, known))} jobs are known from {', '.join(map(str, known))}")
     console = Console(stderr=True)
     shown: set[str] = set()
 

@@ -163,7 +163,9 @@ def test_the_files_hold_every_row_and_every_figure(collected, summary, tmp_path)
     write_report(collected, summary, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert rows == [row for job in collected.reports for row in job.rows]
-    assert json.loads((tmp_path / "comparisons.json").read_text()) == json.loads(json.dumps(summary))
+    plots = sorted(path.name for path in tmp_path.glob("*.png"))
+    written = json.loads((tmp_path / "comparisons.json").read_text())
+    assert plots and written == json.loads(json.dumps({**summary, "plots": plots}))
     text = (tmp_path / "tables.md").read_text()
     assert all(grid.markdown() in text for grid in grids(summary)) and "not run: acre/iclm/seed-3" in text
 
@@ -174,9 +176,18 @@ def test_nothing_is_replaced_unless_told(collected, summary, tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ConfigurationError, match=r"results\.jsonl exists; pass --overwrite"):
         write_report(collected, summary, tmp_path)
-    (tmp_path / "accuracy-gone.png").write_bytes(b"")
+    (tmp_path / "accuracy-mine.png").write_bytes(b"")  # of no report
+    (tmp_path / "accuracy-gone.png").write_bytes(b"")  # of the earlier report
+    earlier = json.loads((tmp_path / "comparisons.json").read_text())
+    earlier["plots"] += ["accuracy-gone.png", "../accuracy-other.png", "notes.txt"]
+    (tmp_path / "comparisons.json").write_text(json.dumps(earlier))
     write_report(collected, summary, tmp_path, overwrite=True)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before | {"accuracy-mine.png": b""}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / earlier["plots"][0]).write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=r"\.png exists; pass --overwrite"):
+        write_report(collected, summary, tmp_path / "other")
+    assert len(list((tmp_path / "other").iterdir())) == 1
     with pytest.raises(ConfigurationError, match="is a file"):
         write_report(collected, summary, tmp_path / "notes.txt" / "x")
 

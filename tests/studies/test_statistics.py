@@ -99,26 +99,39 @@ def test_questions_of_one_problem_are_not_counted_as_independent():
     assert (together.high - together.low) / (apart.high - apart.low) == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize(
     ("seed_sd", "problem_sd"),
-    [(0.0, 0.0), (0.06, 0.0), (0.0, 0.25), (0.03, 0.15)],
+    [(0.0, 0.0), (0.1, 0.0), (0.0, 0.25), (0.1, 0.15)],
     ids=["rest", "seeds", "problems", "all"],
 )
-def test_the_interval_holds_the_truth_as_often_as_it_says(seed_sd, problem_sd):
+def test_the_interval_holds_the_truth_at_least_as_often_as_it_says(seed_sd, problem_sd, seeds):
     rng = np.random.default_rng(5)
-    seeds, problems, inside, falsely = 5, 60, 0, 0
+    problems, inside, falsely, surely = 60, 0, 0, 0
     trials = 300
     for _ in range(trials):
         effect = (
             rng.uniform(-1, 1, (seeds, 1)) * seed_sd * 3**0.5 + rng.uniform(-1, 1, (1, problems)) * problem_sd * 3**0.5
         )
-        right = rng.binomial(4, 0.5 + effect)
+        right = rng.binomial(4, np.clip(0.5 + effect, 0, 1))
         reference = rng.binomial(4, 0.5, size=(seeds, problems))
         found = paired_bootstrap(right, reference, np.full(problems, 4), resamples=400)
         inside += found.low <= 0 <= found.high
         falsely += found.p < 0.05
-    assert 0.91 <= inside / trials <= 0.995
-    assert falsely / trials <= 0.09
+        surely += found.p < 0.01
+    # 300 trials of 0.95 lie above 0.925, and of 0.05 and 0.01 below 0.075 and 0.025, in 97 of 100 cases
+    assert inside / trials >= 0.925
+    assert falsely / trials <= 0.075
+    assert surely / trials <= 0.025
+
+
+def test_a_difference_that_all_seeds_have_is_found():
+    rng = np.random.default_rng(6)
+    found = 0
+    for _ in range(100):
+        right, reference = rng.binomial(4, 0.7, (5, 60)), rng.binomial(4, 0.55, (5, 60))
+        found += paired_bootstrap(right, reference, np.full(60, 4), resamples=400).p < 0.05
+    assert found >= 95
 
 
 @pytest.mark.parametrize(
@@ -141,7 +154,20 @@ def test_the_variance_of_a_two_way_mean_by_hand():
     # MS_seeds = 2 · (1.5² + 1.5²) / 1 = 9, MS_problems = 2 · (2² + 2²) / 1 = 16, MS_rest = 4 · 1² / 1 = 4
     variance, freedom = variance_of_mean(np.array([[1.0, 3.0], [2.0, 8.0]]))
     assert variance == pytest.approx((9 + 16 - 4) / 4)
-    assert freedom == pytest.approx(21**2 / (9**2 + 16**2 + 4**2))
+    assert freedom == 1  # two seeds; Satterthwaite's would be 21² / (9² + 16² + 4²) = 1.2
+
+
+def test_the_degrees_of_freedom_are_satterthwaites_where_they_are_fewer():
+    values = np.array([[0.0, 4.0], [2.0, 2.0], [0.0, 8.0]])
+    by_seed = 2 * values.mean(1).var(ddof=1)
+    by_problem = 3 * values.mean(0).var(ddof=1)
+    left = values - values.mean(0) - values.mean(1)[:, None] + values.mean()
+    rest = (left**2).sum() / 2
+    by_seed, by_problem = max(by_seed, rest), max(by_problem, rest)
+    total = by_seed + by_problem - rest
+    wanted = total**2 / (by_seed**2 / 2 + by_problem**2 / 1 + rest**2 / 2)
+    assert wanted < 2
+    assert variance_of_mean(values) == (pytest.approx(total / 6), pytest.approx(wanted))
 
 
 def test_of_one_seed_the_variance_is_that_of_a_mean():
@@ -149,9 +175,11 @@ def test_of_one_seed_the_variance_is_that_of_a_mean():
     assert variance_of_mean(values) == (pytest.approx(values.var(ddof=1) / 4), 3)
 
 
-def test_sides_that_add_nothing_are_left_out():
-    # rows and columns have equal means: what is left is all, with one degree of freedom
-    assert variance_of_mean(np.array([[1.0, -1.0], [-1.0, 1.0]])) == (pytest.approx(4 / 4), 1)
+def test_a_side_below_the_rest_counts_as_if_it_explained_nothing():
+    # rows and columns have equal means: MS_rest is all, with one degree of freedom each
+    variance, freedom = variance_of_mean(np.array([[1.0, -1.0], [-1.0, 1.0]]))
+    assert variance == pytest.approx((4 + 4 - 4) / 4)
+    assert freedom == pytest.approx(4**2 / (4**2 + 4**2 + 4**2))
 
 
 # -- many comparisons --------------------------------------------------------------------------------------------------

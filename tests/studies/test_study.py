@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 from iclm.errors import ConfigurationError
+from iclm.recipe import DataSource
 from iclm.studies.study import grid, job, runner
 from iclm.studies.study.recipe import Range, StudyRecipe, load_study
 from iclm.studies.study.results import collect
 from iclm.studies.study.rows import bits, from_bits
+from iclm.studies.study.rows import test_names as names_of_tests
 
 
 @pytest.fixture
@@ -180,6 +182,32 @@ def test_reports_wait_for_their_tries_and_take_the_best(values):
     assert later["acre/iclm-no-mi/seed-1"].spec["recipe"]["model"]["mi_weight"] == 0.0
 
 
+def test_an_ablation_trains_as_the_best_try_did_also_where_that_is_the_first(values):
+    methods = {**values["methods"], "iclm": {"training": {"learning_rate": 2e-3}}}
+    study = study_of(values, methods=methods, search=SEARCH)
+    tries = {found.trial: found for found in grid.jobs_of(study, {}) if found.method == "iclm" and found.trial is not None}
+    results = {tries[0].id: rows_of(0, 6), tries[1].id: rows_of(1, 4)}
+    later = {found.name: found for found in grid.jobs_of(study, results)}
+    for name in ("acre/iclm/seed-0", "acre/iclm-no-mi/seed-0"):
+        assert later[name].spec["recipe"]["training"]["learning_rate"] == 2e-3
+
+
+def test_a_shard_has_the_tries_that_its_reports_need_and_all_shards_have_all_jobs(values):
+    study = study_of(values, search=SEARCH, grid=[{"methods": ["lora", "iclm", "iclm-no-mi"], "seeds": [0, 1, 2, 3]}])
+    names = {found.name for found in grid.jobs_of(study, {})}
+    parts = [runner.Study(study, Path("nowhere"), shard=(part, 3)).state.jobs for part in (1, 2, 3)]
+    assert {found.name for part in parts for found in part} == names
+    reports = [found.name for part in parts for found in part if found.trial is None]
+    assert len(reports) == len(set(reports)) == 12
+    for part in parts:
+        assert {name for found in part for name in found.needs} == {f.name for f in part if f.trial is not None}
+
+
+def test_only_a_report_brings_its_tries(values, tmp_path):
+    found = runner.Study(study_of(values, search=SEARCH), tmp_path, only=["acre/iclm-no-mi/seed-0"]).state.jobs
+    assert [one.name for one in found] == ["acre/iclm/try-0", "acre/iclm/try-1", "acre/iclm-no-mi/seed-0"]
+
+
 def test_every_method_has_the_same_draws_and_the_first_try_is_the_recipes_own(values):
     jobs = grid.jobs_of(study_of(values, search={**SEARCH, "tries": 3}), {})
     rates = {
@@ -274,6 +302,22 @@ def test_a_job_that_was_cut_short_goes_on_and_ends_the_same(values, tmp_path, mo
         assert {**whole, "seconds": 0} == {**cut, "seconds": 0}
 
 
+def test_the_seconds_of_a_resumed_job_are_those_of_all_its_processes(values, tmp_path, monkeypatch):
+    spec = next(j for j in grid.jobs_of(study_of(values), {}) if j.method == "iclm").spec
+    folder = tmp_path / "0"
+    folder.mkdir()
+    (folder / job.SPEC).write_text(json.dumps(spec))
+    trained = job._trained
+    monkeypatch.setattr(job, "_trained", lambda *a: (trained(*a)[0], {**trained(*a)[1], "train_seconds": 5000.0}))
+    assert 5000 <= job.run_job(folder)["total_seconds"] < 6000
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders():
+    files = ["a/iid/test.jsonl", "b/iid/test.jsonl", "a/ood.jsonl"]
+    sources = [DataSource(file=file) for file in files] + [DataSource(**ACRE)]
+    assert names_of_tests(sources) == ["a/iid/test", "b/iid/test", "ood", "ACRE IID"]
+
+
 def test_a_job_that_another_process_does_is_left_to_it(values, tmp_path):
     from filelock import FileLock
 
@@ -301,6 +345,7 @@ def test_shots_are_solved_training_examples_of_the_same_domain(values):
 
 
 LETTERS = [{"raven": "center_single", "problems": 2, "format": "text"}]
+ACRE = {"acre": "IID", "problems": 2, "format": "text"}
 PANELS = [{**LETTERS[0], "ask": "panel"}]
 
 # -- recipes and folders -----------------------------------------------------------------------------------------------
@@ -335,6 +380,24 @@ PANELS = [{**LETTERS[0], "ask": "panel"}]
         ({"methods": {"lora": {"modle": {}}}}, r"methods\.lora\.modle is not a recipe key; did you mean model\?"),
         ({"search": {**SEARCH, "space": {"training.learning_rate": {"low": 2, "high": 1}}}}, "low must be below high"),
         ({"seeds": [1]}, "seeds is not a recipe key"),
+        ({"search": {**SEARCH, "space": {"seed": {"values": [5]}}}}, "space names 'seed'; name a field of model or"),
+        ({"search": {**SEARCH, "space": {"training.rate": {"values": [5]}}}}, "space names 'training.rate'"),
+        (
+            {"search": {**SEARCH, "space": {"model.mi_weight": {"low": 0.1, "high": 1.0}}}},
+            "methods.iclm-no-mi sets model.mi_weight, which is chosen for 'iclm'",
+        ),
+        (
+            {"data": {"a": {"train": [ACRE], "validation": [{**ACRE, "split": "test"}], "test": [ACRE]}}},
+            "validation.0 is of split test; hyper-parameters are chosen by it",
+        ),
+        (
+            {"data": {"a": {"train": [ACRE], "validation": [{**ACRE, "split": "val"}], "test": [{**ACRE, "split": "val"}]}}},
+            "validation.0 is a test source too",
+        ),
+        (
+            {"data": {"a": {"train": [ACRE], "validation": [{**ACRE, "split": "val", "acre": "Sys"}], "test": [ACRE]}}},
+            "validation.0 lies outside the training distribution",
+        ),
         (
             {"data": {"r": dict.fromkeys(("train", "validation", "test"), LETTERS + PANELS)}},
             "validation asks RAVEN problems for letters and for panels",
@@ -342,7 +405,7 @@ PANELS = [{**LETTERS[0], "ask": "panel"}]
     ],
     ids=[
         *("method", "data", "seed", "tuned_as", "base", "no_strategy", "no_kind", "strategy", "tuned", "untunable"),
-        *("reference", "typo", "range", "section", "asked"),
+        *("reference", "typo", "range", "section", "space", "field", "lost", "split", "same", "shifted", "asked"),
     ],
 )
 def test_faults_of_a_recipe_are_named(values, tmp_path, change, message):

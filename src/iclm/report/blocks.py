@@ -9,6 +9,8 @@ A block of continual learning is marked `continual` in place of `study`.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -47,6 +49,34 @@ def with_blocks(text: str, texts: Mapping[str, str], where: str | Path, mark: st
             f"{where}: a {mark} block is a line {first} NAME --> and, further down, a line {last}; one of them is missing"
         )
     return pattern.sub(replaced, text)
+
+
+def put_plots(made: Path, out: Path, summary: Path, *, overwrite: bool) -> list[str]:
+    """Move plots to the folder of a report; those that an earlier report left there go, and nothing else does.
+
+    Args:
+        made: a folder with nothing but the plots.
+        out: the report's folder.
+        summary: the earlier report's JSON, whose `plots` are the names of its plots; there may be none.
+
+    Returns:
+        The names of the plots, for the JSON of this report.
+
+    Raises:
+        ConfigurationError: a file of such a name exists and is not to be replaced.
+    """
+    names = sorted(path.name for path in made.glob("*.png"))
+    check_files(names, out, overwrite=overwrite)
+    try:
+        known = json.loads(summary.read_text(encoding="utf-8"))
+        earlier = {name for name in known.get("plots", ()) if Path(name).name == name and name.endswith(".png")}
+    except (OSError, ValueError, AttributeError, TypeError):
+        earlier = set()
+    for name in earlier:
+        (out / name).unlink(missing_ok=True)
+    for name in names:
+        os.replace(made / name, out / name)
+    return names
 
 
 def check_files(names: Iterable[str], out: Path, *, overwrite: bool) -> None:

@@ -17,12 +17,13 @@ there is no interval.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from iclm.data.files import atomic_write
-from iclm.report.blocks import CONTINUAL, check_files, read_markdown, with_blocks
+from iclm.report.blocks import CONTINUAL, check_files, put_plots, read_markdown, with_blocks
 from iclm.report.continual_plots import write_plots
 from iclm.report.study_tables import NONE, Grid
 from iclm.studies.continual.results import SIGNED, Found, lines_of
@@ -155,11 +156,14 @@ def write_report(found: Found, summary: dict[str, Any], out: Path, *, overwrite:
             *(f"## {g.name}\n\n{g.title[:1].upper()}{g.title[1:]}\n\n{g.markdown()}" for g in grids(summary)),
         ]
     )
-    contents = {**found.files(), SUMMARY: json.dumps(summary, indent=1, allow_nan=False) + "\n", TABLES: tables}
-    for name, text in contents.items():
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".iclm-", dir=out) as made:
+        write_plots(summary, Path(made))
+        plots = put_plots(Path(made), out, out / SUMMARY, overwrite=overwrite)
+    whole = json.dumps({**summary, "plots": plots}, indent=1, allow_nan=False) + "\n"
+    for name, text in {**found.files(), SUMMARY: whole, TABLES: tables}.items():
         with atomic_write(out / name, overwrite=overwrite) as stream:
             stream.write(text)
-    write_plots(summary, out)
 
 
 def check_blocks(summary: dict[str, Any], files: Iterable[Path]) -> dict[Path, str]:

@@ -15,11 +15,9 @@ from typing import Any
 
 from iclm.report.plots import COLOURS, DOTS_PER_INCH, MARKS, empty_figure, heat_map, short, ticks
 
-PLOTS = ("matrix", "tasks", "thresholds", "opened")
-
 
 def write_plots(summary: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw every plot for which there are figures; plots of an earlier report go.
+    """Draw every plot for which there are figures.
 
     Args:
         summary: what `iclm.studies.continual.results.summarise` found.
@@ -28,9 +26,6 @@ def write_plots(summary: dict[str, Any], folder: Path) -> list[Path]:
     Returns:
         The files written.
     """
-    for name in PLOTS:
-        for old in folder.glob(f"{name}-*.png"):
-            old.unlink()
     figures: dict[str, Any] = {}
     mixtures = [m for m in summary["matrices"] if m["module"] == "mixture" and m["kind"] == "sequence"]
     for entry in mixtures:

@@ -18,8 +18,8 @@ from typing import Any
 
 from iclm.data.files import atomic_write
 from iclm.errors import ConfigurationError
-from iclm.report.blocks import check_files, read_markdown, with_blocks
-from iclm.report.study_plots import PLOTS, write_plots
+from iclm.report.blocks import check_files, put_plots, read_markdown, with_blocks
+from iclm.report.study_plots import write_plots
 from iclm.report.study_tables import grids, not_run_line, setup_line, texts
 from iclm.studies.study.results import Collected
 
@@ -37,7 +37,7 @@ def write_report(found: Collected, summary: dict[str, Any], out: Path, *, overwr
     Args:
         found: the finished jobs.
         summary: what `iclm.studies.study.groups.summarise` found in them.
-        out: a folder, made if need be; other files in it stay, but for plots of an earlier report.
+        out: a folder, made if need be; other files in it stay, but for the plots of an earlier report.
 
     Returns:
         The files written.
@@ -53,20 +53,21 @@ def write_report(found: Collected, summary: dict[str, Any], out: Path, *, overwr
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(f"cannot write {out}: {error.strerror}") from error
-        contents = {**found.files(), COMPARISONS: _json(summary), TABLES: tables_markdown(summary)}
+        write_plots(summary, made)
+        plots = put_plots(made, out, out / COMPARISONS, overwrite=overwrite)
+        contents = {
+            **found.files(),
+            COMPARISONS: _json({**summary, "plots": plots}),
+            TABLES: tables_markdown(summary),
+        }
         for name, text in contents.items():
             with atomic_write(made / name) as stream:
                 stream.write(text)
-        write_plots(summary, made)
-        for name in PLOTS:
-            for old in out.glob(f"{name}-*.png"):
-                old.unlink()
-        names = sorted(path.name for path in made.iterdir())
-        for name in names:
+        for name in contents:
             os.replace(made / name, out / name)
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    return [out / name for name in names]
+    return [out / name for name in sorted([*plots, *contents])]
 
 
 def _json(summary: dict[str, Any]) -> str:

@@ -16,8 +16,6 @@ from typing import Any
 from iclm.report.plots import COLOURS, DOTS_PER_INCH, MARKS, empty_figure, short
 from iclm.studies.study.groups import AGAINST_WHOLE, IN, MAIN, OUT
 
-PLOTS = ("accuracy", "scatter", "ablations")
-
 
 def write_plots(summary: dict[str, Any], folder: Path) -> list[Path]:
     """Draw every plot for which there are figures.

@@ -297,7 +297,12 @@ def _paper(summary: dict[str, Any], parts: Sequence[_Part]) -> Grid | None:
 
     Ours are those of the method named iclm, of the reference, and of the best of iclm's single modules.
     """
-    columns = [part for part in parts if any(g["group"].startswith("ACRE ") for g in part.groups)]
+    columns = [
+        part
+        for part in parts
+        if any(g["group"].startswith("ACRE ") for g in part.groups)
+        and any(f["method"] in ("iclm", part.reference) and f["group"] == OUT for f in part.figures)
+    ]
     if not columns:
         return None
     rows = []
@@ -350,11 +355,14 @@ def setup_line(summary: dict[str, Any]) -> str:
     """What all was run with, in one line."""
     setup = summary["setup"]
     versions = ", ".join(f"{name} {' and '.join(values)}" for name, values in setup["versions"].items())
+    choosing = sum({(one["tries_on"], one["tries_of"]): one["tries"] for one in summary["chosen"]}.values())
+    compared = setup["tries"] - choosing
+    others = f", {compared} more compared on validation questions alone" if compared else ""
     return (
         f"{' and '.join(setup['bases']) or 'no model'} in {' and '.join(setup['dtypes']) or 'no dtype'} on "
         f"{' and '.join(setup['devices']) or 'cpu'} ({' and '.join(setup['processors'])}, "
         f"{' and '.join(map(str, setup['threads']))} threads); {versions}; {setup['reports']} jobs are reported, "
-        f"hyper-parameters chosen by {setup['tries']} tries; intervals of a mean are Student's over seeds, those of a difference "
+        f"hyper-parameters chosen by {choosing} tries{others}; intervals of a mean are Student's over seeds, those of a difference "
         f"and p from {summary['resamples']:,} resamples of seeds and problems\n"
     )
 

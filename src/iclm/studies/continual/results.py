@@ -26,6 +26,7 @@ from iclm.studies.study.job import DONE, ROWS, SPEC
 from iclm.studies.study.statistics import mean_over_seeds
 
 ROWS_FILE, SEQUENCES, BOUNDARIES = "rows.jsonl", "sequences.jsonl", "boundaries.jsonl"
+SPEC_FIELDS = ("name", "sequence", "order", "method", "seed")
 OWN = "own module"  # the domain module that a task was trained with, alone
 SERIES = ("mixture", "oracle", "invariant", OWN)
 SIGNED = ("backward", "forward", "forgetting")
@@ -87,7 +88,7 @@ def collect(folders: Iterable[str | Path]) -> Found:
         found.left_out += [specs[job.name]["name"] for job in done_jobs if job.name not in places]
         for job in sorted((job for job in done_jobs if job.name in places), key=lambda job: places[job.name]):
             spec, done = specs[job.name], read_json(job / DONE)
-            head = {name: spec[name] for name in ("name", "sequence", "order", "method", "seed")}
+            head = {name: spec[name] for name in SPEC_FIELDS}
             recipe = spec["recipe"]
             method = recipe["methods"][spec["method"]]
             boundaries = method["boundaries"] or recipe["boundaries"]

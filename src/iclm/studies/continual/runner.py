@@ -130,7 +130,11 @@ class Experiment:
             names = ", ".join(job.name for job in every[:4])
             raise ConfigurationError(f"only {', '.join(only)!r} fits no job; names are such as {names}")
         self.standing = Standing(wanted)
-        for job in wanted:
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look which jobs are done."""
+        for job in self.standing.jobs:
             if (self.folder(job) / DONE).is_file():
                 self.standing.done[job.name] = read_json(self.folder(job) / DONE)
 
@@ -138,14 +142,18 @@ class Experiment:
         """Folder of a job."""
         return self.out / JOBS / job.folder
 
+    def write_recipe(self) -> None:
+        """Leave the recipe in the folder, every field written out: what a report takes its sequences from."""
+        with atomic_write(self.out / RECIPE, overwrite=True) as stream:
+            yaml.safe_dump(self.recipe.model_dump(mode="json"), stream, sort_keys=False, allow_unicode=True)
+
     def run(self, at_once: int = 1, report: Callable[[Standing], None] = lambda standing: None) -> Standing:
         """Do what is missing, so many jobs at a time; what failed is tried again when this is called again.
 
         Args:
             report: called whenever a job begins or ends.
         """
-        with atomic_write(self.out / RECIPE, overwrite=True) as stream:
-            yaml.safe_dump(self.recipe.model_dump(mode="json"), stream, sort_keys=False, allow_unicode=True)
+        self.write_recipe()
         standing, executor = self.standing, LocalExecutor(at_once, WORKER)
         going: dict[Future[str | None], SequenceJob] = {}
         with ThreadPoolExecutor(at_once) as pool:

@@ -16,7 +16,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class Job:
         trial: number of the try, None for a report.
         chosen: the hyper-parameters drawn or chosen, by name.
         spec: all that the worker needs; None while the tries that it waits for are not done.
+        needs: names of the tries that choose its hyper-parameters.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Job:
     trial: int | None
     chosen: tuple[tuple[str, Any], ...] = ()
     spec: dict[str, Any] | None = None
+    needs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -119,10 +121,14 @@ def _report(
     if not tries:
         seedless = study.methods[method].kind == "base" and not study.methods[method].shots
         return _job(study, method, data, None if seedless else seed, None, {})
+    needs = tuple(job.name for job in tries)
     if any(job.id not in results for job in tries):
-        return Job(method, data, seed, None)
-    best = choose({job.trial: results[job.id] for job in tries if job.trial is not None})
-    return _job(study, method, data, seed, None, dict(tries[best].chosen))
+        return Job(method, data, seed, None, needs=needs)
+    best = tries[choose({job.trial: results[job.id] for job in tries if job.trial is not None})]
+    assert best.spec is not None and study.search is not None
+    # what the best try was trained with: what was drawn, or the recipe's own values
+    chosen = {name: value_of(best.spec["recipe"], name) for name in study.search.space}
+    return replace(_job(study, method, data, seed, None, chosen), needs=needs)
 
 
 def draws(space: Mapping[str, Range], seed: int, count: int) -> list[dict[str, Any]]:
@@ -136,6 +142,14 @@ def draws(space: Mapping[str, Range], seed: int, count: int) -> list[dict[str, A
         warnings.filterwarnings("ignore", message="The balance properties of Sobol")
         points = qmc.Sobol(len(names), scramble=True, seed=np.random.default_rng(seed)).random(count)
     return [{name: _value(space[name], float(at)) for name, at in zip(names, point, strict=True)} for point in points]
+
+
+def value_of(recipe: Mapping[str, Any], name: str) -> Any:
+    """The value of a hyper-parameter, named as in a training recipe."""
+    value: Any = recipe
+    for part in name.split("."):
+        value = value[part]
+    return value
 
 
 def _value(bounds: Range, at: float) -> Any:

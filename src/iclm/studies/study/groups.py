@@ -180,8 +180,8 @@ class DataResults:
     def _problem_of(self) -> dict[int, np.ndarray]:
         """For each source the number of the problem of each question, int [questions].
 
-        The same problem rendered in another format, or asked for in another way, has the same number: its answers are not
-        independent either.
+        The same problem rendered in another format or wording, or asked for in another way, has the same number: its answers
+        are not independent either.
         """
         first: dict[tuple[str, int], int] = {}
         found, total = {}, 0
@@ -192,7 +192,7 @@ class DataResults:
             origin = {
                 key: value
                 for key, value in self.jobs[0].line["evaluate"][number].items()
-                if key not in ("format", "domain", "ask")
+                if key not in ("format", "domain", "ask", "corr2cause")
             }
             key = (json.dumps(origin, sort_keys=True), len(sizes))
             start = first.setdefault(key, total)

@@ -33,7 +33,18 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from iclm.errors import ConfigurationError
-from iclm.recipe import DataSource, Recipe, Section, explain, merge, read_mapping, resolve
+from iclm.evaluation.sides import is_shifted
+from iclm.recipe import (
+    DataSource,
+    ModelSection,
+    Recipe,
+    Section,
+    TrainingSection,
+    explain,
+    merge,
+    read_mapping,
+    resolve,
+)
 
 
 class DataSet(Section):
@@ -61,6 +72,29 @@ class DataSet(Section):
                     f"{name} asks RAVEN problems for letters and for panels, which are two tasks; make two data sets"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _nothing_is_chosen_on_a_test(self) -> DataSet:
+        asked = {_questions(source) for source in self.test}
+        for number, source in enumerate(self.validation):
+            if source.split in ("test", "holdout"):
+                what = f"is of split {source.split}"
+            elif _questions(source) in asked:
+                what = "is a test source too"
+            elif is_shifted(source, self.train):
+                what = "lies outside the training distribution"
+            else:
+                continue
+            raise ValueError(
+                f"validation.{number} {what}; hyper-parameters are chosen by it, so give questions of the training "
+                "distribution that no test asks"
+            )
+        return self
+
+
+def _questions(source: DataSource) -> str:
+    """What says which questions a source asks, whatever they are called."""
+    return source.model_dump_json(exclude={"domain", "shifted", "limit"})
 
 
 class XLora(Section):
@@ -168,6 +202,17 @@ class Search(Section):
     space: dict[str, Range] = Field(min_length=1)
     """Range of each hyper-parameter, named as in a training recipe: training.learning_rate."""
 
+    @model_validator(mode="after")
+    def _hyper_parameters(self) -> Search:
+        for name in self.space:
+            section, _, field = name.partition(".")
+            sections = {"model": ModelSection, "training": TrainingSection}
+            if section not in sections or field not in sections[section].model_fields:
+                raise ValueError(
+                    f"space names {name!r}; name a field of model or training, such as training.learning_rate"
+                )
+        return self
+
 
 class Block(Section):
     """Jobs that belong together: all combinations of methods, data sets and seeds."""
@@ -223,6 +268,15 @@ class StudyRecipe(Section):
             if self.data[data].tuned_as is not None:
                 raise ValueError(f"grid.{number} has no seeds, and there are no tries on {data!r}; name seeds")
 
+    def _leaves_what_is_chosen(self, name: str, method: Method) -> None:
+        """Raise ValueError where a method that takes another's hyper-parameters sets one of them, which would be lost."""
+        for key in self.search.space if self.search is not None else ():
+            section, _, field = key.partition(".")
+            if field in getattr(method, section):
+                raise ValueError(
+                    f"methods.{name} sets {key}, which is chosen for {method.tuned_as!r}; leave out tuned_as or the setting"
+                )
+
     @model_validator(mode="after")
     def _names(self) -> StudyRecipe:
         for number, block in enumerate(self.grid):
@@ -243,6 +297,7 @@ class StudyRecipe(Section):
             tuned = self.methods.get(other)
             if tuned is None or tuned.tuned_as is not None or tuned.kind != "trained":
                 raise ValueError(f"methods.{name}.tuned_as is {other!r}; name a method with tries of its own")
+            self._leaves_what_is_chosen(name, method)
         for name, data in self.data.items():
             if data.tuned_as is not None and (
                 data.tuned_as not in self.data or self.data[data.tuned_as].tuned_as is not None

@@ -19,7 +19,7 @@ from typing import Any
 from iclm.data.files import open_for_reading
 from iclm.errors import CheckpointError, ConfigurationError, DataError
 from iclm.model.checkpoint import read_json
-from iclm.studies.study.grid import Job, jobs_of
+from iclm.studies.study.grid import Job, jobs_of, value_of
 from iclm.studies.study.job import DONE, FAILED, SPEC
 from iclm.studies.study.recipe import UNTRAINED, StudyRecipe, load_study
 from iclm.studies.study.runner import JOBS, RECIPE, read_rows
@@ -31,7 +31,7 @@ _ROW = (
     *("job", "method", "module", "train_set", "test_set", "split", "format", "strict", "seed", "source", "shifted"),
     *("n", "correct", "by_kind", "answers", "problems", "majority", "examples", "trainable", "device", "seconds"),
 )
-_DONE = ("device", "processor", "threads", "dtype", "train_seconds", "total_seconds", "versions")
+DONE_FIELDS = ("device", "processor", "threads", "dtype", "train_seconds", "total_seconds", "versions")
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _of_grid(study: StudyRecipe, found: _Found, failed: Set[str]) -> Collected:
         spec, done, rows = found[id]
         searched = study.search.space if study.search is not None and spec["kind"] not in UNTRAINED else {}
         line = _line(id, job.name, spec, done, names)
-        line["chosen"] = {name: _at(spec["recipe"], name) for name in sorted(searched)}
+        line["chosen"] = {name: value_of(spec["recipe"], name) for name in sorted(searched)}
         line |= {"reference": study.reference, "tuned_as": study.methods[job.method].tuned_as}
         line["tuned_on"] = study.data[job.data].tuned_as
         part.jobs.append(FinishedJob(line, rows, done["questions"]))
@@ -203,18 +203,10 @@ def _line(
         "id": id,
         "name": name,
         **{key: spec[key] for key in _SPEC if key in spec},
-        **{key: done[key] for key in _DONE},
+        **{key: done[key] for key in DONE_FIELDS},
         "recipe": _portable(spec["recipe"], names),
         "evaluate": _portable(spec["evaluate"], names),
     }
-
-
-def _at(recipe: Mapping[str, Any], name: str) -> Any:
-    """The value of a hyper-parameter, named as in a training recipe."""
-    value: Any = recipe
-    for part in name.split("."):
-        value = value[part]
-    return value
 
 
 def _add(whole: Collected, part: Collected) -> None:
@@ -293,7 +285,7 @@ def read_files(folder: Path) -> Collected:
     lines = _read(folder / JOBS_FILE, "name", "state")
     done = [line for line in lines if line["state"] == "done"]
     for line in done:
-        missing = [key for key in ("id", "kind", *_GIVEN, *_DONE) if key not in line]
+        missing = [key for key in ("id", "kind", *_GIVEN, *DONE_FIELDS) if key not in line]
         if missing:
             raise DataError(
                 f"{folder / JOBS_FILE}: {missing[0]} of {line['name']} is missing; `iclm study report` writes it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class Outcome:
         device: that it ran on.
         dtype: of the base model, None without one.
         versions: of libraries that only this job used.
+        earlier: seconds of the training that were spent before the job was resumed.
     """
 
     rows: list[dict[str, Any]]
@@ -39,13 +41,17 @@ class Outcome:
     device: str
     dtype: str | None
     versions: dict[str, str] = field(default_factory=dict)
+    earlier: float = 0.0
 
 
-def about(number: int, source: DataSource, found: Sequence[Example], train: Sequence[DataSource]) -> dict[str, Any]:
+def about(
+    number: int, sources: Sequence[DataSource], found: Sequence[Example], train: Sequence[DataSource]
+) -> dict[str, Any]:
     """What all rows of one source share.
 
     Args:
         number: of the source among those that are evaluated.
+        sources: all that are evaluated.
         found: its examples.
         train: the training sources.
 
@@ -53,9 +59,10 @@ def about(number: int, source: DataSource, found: Sequence[Example], train: Sequ
         `source` (its number), `test_set`, `shifted`, `format`, `strict`, `majority` (accuracy of the most frequent answer)
         and `problems`.
     """
+    source = sources[number]
     return {
         "source": number,
-        "test_set": train_name(source),
+        "test_set": test_names(sources)[number],
         "shifted": is_shifted(source, train),
         "format": source.format,
         "strict": source.objects == "strict",
@@ -81,9 +88,25 @@ def kinds_of(found: Sequence[Example]) -> dict[str, str]:
     return {kind: bits([example.kind == kind for example in found]) for kind in kinds}
 
 
-def train_name(source: DataSource) -> str:
-    """Name of the data that a source holds: its distribution ("ACRE Comp", "CORR2CAUSE renamed"), or the file's name."""
-    return distribution(source) or (source.file.stem if source.file is not None else str(source.dataset))
+def test_names(sources: Sequence[DataSource]) -> list[str]:
+    """Names of the data that sources hold: the distribution ("ACRE Comp", "CORR2CAUSE renamed"), or the file's name.
+
+    Files of one name have as much of their folders before it as tells them apart: sources of one name are one test set.
+    """
+    files = {source.file for source in sources if source.file is not None}
+
+    def name(file: Path) -> str:
+        parts = file.with_suffix("").parts
+        others = [other.with_suffix("").parts for other in files if other != file]
+        length = 1
+        while any(other[-length:] == parts[-length:] for other in others) and length < len(parts):
+            length += 1
+        return Path(*parts[-length:]).as_posix()
+
+    return [
+        distribution(source) or (name(source.file) if source.file is not None else str(source.dataset))
+        for source in sources
+    ]
 
 
 def bits(correct: Sequence[bool]) -> str:

@@ -81,6 +81,7 @@ class Study:
         out: the study's folder; made, or gone on with if it holds the same study.
         shard: (i, n), the i-th of n parts of the jobs, counted from 1.
         only: patterns of job names (`acre/lora/*`); a name that contains one counts too; empty means all.
+            The tries that a chosen job needs are done with it, whatever shard or pattern they are of.
 
     Raises:
         ConfigurationError: a folder that holds something else, a shard or a pattern that fits nothing.
@@ -109,16 +110,25 @@ class Study:
 
     def refresh(self) -> None:
         """Look which jobs there are and which of them are done; a choice that can be made by now is made."""
-        results, records = {}, {}
-        for folder in sorted((self.out / JOBS).glob("*/")):
-            if (folder / DONE).is_file():
-                records[folder.name] = read_json(folder / DONE)
-                if read_json(folder / SPEC).get("trial") is not None:
-                    results[folder.name] = read_rows(folder)
-        every = jobs_of(self.recipe, results)
-        self.state.jobs = [job for job in every if job.in_shard(*self.shard) and self._wanted(job.name)]
+        every = jobs_of(self.recipe, self.results())
+        awaited = {name for job in every for name in job.needs} if self.shard[1] > 1 else set()
+        chosen = [
+            job for job in every if self._wanted(job.name) and job.in_shard(*self.shard) and job.name not in awaited
+        ]
+        names = {job.name for job in chosen} | {name for job in chosen for name in job.needs}
+        self.state.jobs = [job for job in every if job.name in names]
         self.state.done = {
-            job.name: records[job.id] for job in self.state.jobs if job.spec is not None and job.id in records
+            job.name: read_json(self.folder(job) / DONE)
+            for job in self.state.jobs
+            if job.spec is not None and (self.folder(job) / DONE).is_file()
+        }
+
+    def results(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of each finished try by its id."""
+        return {
+            folder.name: read_rows(folder)
+            for folder in sorted((self.out / JOBS).glob("*/"))
+            if (folder / DONE).is_file() and read_json(folder / SPEC).get("trial") is not None
         }
 
     def _wanted(self, name: str) -> bool:
@@ -147,8 +157,7 @@ class Study:
         """
         if at_once < 1:
             raise ConfigurationError(f"jobs is {at_once}; at least 1 runs at a time")
-        with atomic_write(self.out / RECIPE, overwrite=True) as stream:
-            yaml.safe_dump(self.recipe.model_dump(mode="json"), stream, sort_keys=False, allow_unicode=True)
+        self.write_recipe()
         executor = executor or LocalExecutor(at_once)
         going: dict[Future[str | None], Job] = {}
         with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:  # a thread is made when it is needed, and does nothing but wait
@@ -167,6 +176,11 @@ class Study:
             except BaseException:
                 executor.stop()
                 raise
+
+    def write_recipe(self) -> None:
+        """Leave the study's recipe in its folder, every field written out: what a report takes its grid from."""
+        with atomic_write(self.out / RECIPE, overwrite=True) as stream:
+            yaml.safe_dump(self.recipe.model_dump(mode="json"), stream, sort_keys=False, allow_unicode=True)
 
     def _prepare(self, job: Job) -> Path:
         folder = self.folder(job)

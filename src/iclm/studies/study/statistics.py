@@ -23,6 +23,7 @@ from iclm.errors import ConfigurationError
 
 CONFIDENCE = 0.95
 SEED = 20_240_204  # of all resamples: the same results give the same figures
+_FARTHEST = 8.0  # standard deviations; the distribution function says no more beyond
 _CELLS = 4_000_000  # of a matrix of draws that are worked on at once
 
 
@@ -106,9 +107,10 @@ def paired_bootstrap(
     independent), and, crossed with them, as many seeds: all seeds meet the same drawn problems, as all were tested on the same
     ones, and both methods the same problems and seeds. This is Owen's pigeonhole bootstrap. Its spread is not that of D: what
     neither seed nor problem explains is counted three times, and the spread of S seeds comes out as (S - 1) / S of itself.
-    So each D* is moved towards or away from D until its variance is the unbiased one (`variance_of_mean`), with Student's tails:
+    So each D* is moved towards or away from D until its variance is that of D (`variance_of_mean`) and its tails are Student's,
+    with Φ the normal distribution function and t⁻¹ the quantile of Student's at df degrees of freedom:
 
-        D* ← D + (D* - D) · sqrt(V / Var D*) · t(df) / z
+        D* ← D + sqrt(V) · t⁻¹(Φ((D* - D) / sd D*); df)
 
     The interval is from the 2.5% to the 97.5% quantile of D*. With B resamples,
 
@@ -142,8 +144,8 @@ def paired_bootstrap(
         variance, freedom = variance_of_mean((difference - value * sizes) / sizes.mean())
         spread = float(drawn.std())
         if spread > 0:
-            tails = student.ppf((1 + CONFIDENCE) / 2, freedom) / norm.ppf((1 + CONFIDENCE) / 2)
-            drawn = value + (drawn - value) * (math.sqrt(variance) / spread * tails)
+            places = norm.cdf(np.clip((drawn - value) / spread, -_FARTHEST, _FARTHEST))
+            drawn = value + math.sqrt(variance) * student.ppf(places, freedom)
         below, above = int((drawn <= 0).sum()), int((drawn >= 0).sum())
         low, high = (float(end) for end in np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
         p = min(1.0, max(2 * (1 + min(below, above)) / (resamples + 1), 2.0 ** (1 - problems)))
@@ -152,15 +154,16 @@ def paired_bootstrap(
 
 
 def variance_of_mean(values: np.ndarray) -> tuple[float, float]:
-    """Unbiased variance of the mean of values that vary by seed, by problem and by both, and its degrees of freedom.
+    """Variance of the mean of values that vary by seed, by problem and by both, and its degrees of freedom.
 
     With the mean squares of the two-way layout, MS_seeds = P Σ_s (x̄_s - x̄)² / (S - 1), MS_problems likewise, and MS_rest of what
     is left after both,
 
-        V = (MS_seeds + MS_problems - MS_rest) / (S · P)
+        V = (max(MS_seeds, MS_rest) + max(MS_problems, MS_rest) - MS_rest) / (S · P)
 
-    A side whose mean square is below MS_rest adds nothing, and is left out with its share of MS_rest. The degrees of freedom are
-    Satterthwaite's: (Σ c_i MS_i)² / Σ (c_i MS_i)² / df_i.
+    A side whose mean square is below MS_rest counts as if it explained nothing, not as less. The degrees of freedom are
+    Satterthwaite's, (Σ c_i MS_i)² / Σ (c_i MS_i)² / df_i, but no more than S - 1: trainings are what is repeated, and what few of
+    them seem to agree on by chance is no evidence that all do. This errs on the careful side, the more so the fewer seeds there are.
 
     Args:
         values: float [seeds, problems], at least two problems; with one seed they vary by problem alone.
@@ -173,13 +176,12 @@ def variance_of_mean(values: np.ndarray) -> tuple[float, float]:
     by_seed = problems * ((values.mean(1) - mean) ** 2).sum() / (seeds - 1)
     left = values - values.mean(0) - values.mean(1)[:, None] + mean
     rest = (left**2).sum() / ((seeds - 1) * (problems - 1))
-    sides = [(by_seed, seeds - 1), (by_problem, problems - 1)]
-    parts = [(square, freedom) for square, freedom in sides if square > rest]
-    parts.append(((1 - len(parts)) * rest, (seeds - 1) * (problems - 1)))
-    total = sum(square for square, _ in parts)
+    by_seed, by_problem = max(by_seed, rest), max(by_problem, rest)
+    total = by_seed + by_problem - rest
     if total <= 0:
         return 0.0, 1.0
-    freedom = total**2 / sum(square**2 / freedom for square, freedom in parts)
+    parts = ((by_seed, seeds - 1), (by_problem, problems - 1), (rest, (seeds - 1) * (problems - 1)))
+    freedom = min(total**2 / sum(square**2 / freedom for square, freedom in parts), seeds - 1)
     return float(total / (seeds * problems)), float(freedom)
 
 

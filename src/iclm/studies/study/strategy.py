@@ -43,7 +43,7 @@ def run_strategy(name: str, recipe: Recipe, sources: Sequence[DataSource]) -> Ou
         domains = {example.domain for example in found}
         known = [example for example in train if example.domain in domains] or train
         strategy = BY_NAME[name]()
-        fixed = about(number, source, found, recipe.data.train)
+        fixed = about(number, sources, found, recipe.data.train)
         reason = strategy.unfit(known) or strategy.unfit(found)
         if reason is not None:
             raise ConfigurationError(f"strategy {name!r} cannot be used on {fixed['test_set']}: {reason}")

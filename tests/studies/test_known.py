@@ -1,0 +1,83 @@
+"""A study, or sequences, that go on from a report alone."""
+
+import json
+import shutil
+
+import pytest
+
+from iclm.errors import ConfigurationError
+from iclm.studies.study import known, runner
+from iclm.studies.study.recipe import StudyRecipe
+from iclm.studies.study.results import collect
+
+
+def acre(split, problems=2, regime="IID"):
+    return {"acre": regime, "split": split, "problems": problems, "format": "symbolic"}
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_llama_folder):
+    return StudyRecipe.model_validate(
+        {
+            "base": str(tiny_llama_folder),
+            "dtype": "float32",
+            "model": {"lora_rank": 2},
+            "training": {"batch_size": 8},
+            "data": {"acre": {"train": [acre("train")], "validation": [acre("val")], "test": [acre("test", regime="Sys")]}},
+            "methods": {"base": {"kind": "base"}, "lora": {"method": "lora"}},
+            "search": {"tries": 2, "seed": 9, "space": {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}},
+            "grid": [{"methods": ["base", "lora"], "seeds": [0]}],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def report(recipe, tmp_path_factory):
+    """The files that a report leaves of a study whose folder is gone."""
+    folder = tmp_path_factory.mktemp("known")
+    state = runner.Study(recipe, folder / "study").run()
+    assert len(state.done) == 4
+    (folder / "report").mkdir()
+    for name, text in collect([folder / "study"]).files().items():
+        (folder / "report" / name).write_text(text, encoding="utf-8")
+    shutil.rmtree(folder / "study")
+    return folder / "report"
+
+
+def test_a_study_goes_on_from_a_report_and_reports_the_same(recipe, report, tmp_path):
+    more = recipe.model_copy(update={"grid": [recipe.grid[0].model_copy(update={"seeds": [0, 1]})]})
+    study = runner.Study(more, tmp_path / "s", only=["acre/lora/seed-1"])
+    names = ["acre/base", "acre/lora/try-0", "acre/lora/try-1", "acre/lora/seed-0"]
+    assert known.take_over(study, [report]) == names
+    assert [job.name for job in study.state.waiting] == ["acre/lora/seed-1"]  # its tries are known, so it can run
+    assert study.state.waiting[0].spec is not None
+    assert known.take_over(study, [report]) == []
+    found = collect([tmp_path / "s"])
+    assert list(found.not_run) == ["acre/lora/seed-1"]
+    for name, text in found.files().items():
+        kept = [line for line in text.splitlines() if '"state": "not run"' not in line]
+        assert kept == (report / name).read_text(encoding="utf-8").splitlines()
+
+
+def test_a_job_with_other_settings_is_not_taken_for_the_same(recipe, report, tmp_path):
+    other = recipe.model_copy(update={"training": {"batch_size": 4}})
+    study = runner.Study(other, tmp_path / "s")
+    assert known.take_over(study, [report]) == ["acre/base"]  # which is trained with nothing
+
+
+def test_what_is_no_study_is_refused_and_nothing_is_written(recipe, tmp_path):
+    (tmp_path / "empty").mkdir()
+    study = runner.Study(recipe, tmp_path / "s")
+    with pytest.raises(ConfigurationError, match="holds no study"):
+        known.take_over(study, [tmp_path / "empty"])
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_job_that_is_being_done_is_left_alone(recipe, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "j").mkdir()
+    with FileLock(tmp_path / "j" / "lock"):
+        assert not known.lay(tmp_path / "j", {}, [], {})
+    assert known.lay(tmp_path / "j", {"a": 1}, [{"b": 2}], {"c": 3})
+    assert json.loads((tmp_path / "j" / "rows.jsonl").read_text()) == {"b": 2}
