@@ -352,9 +352,9 @@ def merge(below: Any, above: Any) -> Any:
 
 
 def resolve(recipe: Path, name: str | Path) -> Path:
-    """A path as a recipe means it: beside the recipe if it is there, else in the current folder."""
-    beside = recipe.parent / name
-    return (beside if beside.exists() else Path(name)).absolute()
+    """A path as a recipe means it: beside the recipe, or in the current folder if it is only there."""
+    beside, here = recipe.parent / name, Path(name)
+    return (here if here.exists() and not beside.exists() else beside).absolute()
 
 
 def _resolve_paths(values: dict[str, Any], path: Path) -> None:

@@ -116,7 +116,7 @@ def test_tables_show_figures_with_their_intervals_and_signs(found):
         "tiny/thresholds",
     ]
     lora = next(text for text in tables["tiny/metrics"].splitlines() if "| lora |" in text)
-    assert "| 0.600 [0.00 1.00] |" in lora and "| -0.600 [" in lora and lora.endswith("| 2 | – | 0 | 30 |")
+    assert "| 0.600 [0.00 1.00] |" in lora and "| -0.600 [" in lora and lora.endswith("| 2 | – | 0 | 100 | – | 30 |")
     iclm = next(text for text in tables["tiny/metrics"].splitlines() if "| iclm |" in text)
     assert iclm.endswith("| 2 | 2 | 50 | 30 |")
     assert "| b | 0.60 | 0.80 |" in tables["tiny/matrix/o/iclm"]
@@ -147,12 +147,27 @@ def test_results_that_contradict_each_other_are_refused(found, tmp_path):
     summary = summarise(found)
     write_report(found, summary, tmp_path / "one")
     write_report(found, summary, tmp_path / "two")
-    assert summarise(collect([tmp_path / "one", tmp_path / "two"]))["metrics"] == summary["metrics"]
+    again = summarise(collect([tmp_path / "one", tmp_path / "two", tmp_path / "two" / "boundaries.jsonl"]))
+    assert (again["metrics"], again["boundaries"]) == (summary["metrics"], summary["boundaries"])
     rows = [json.loads(text) for text in (tmp_path / "two" / "rows.jsonl").read_text().splitlines()]
     rows[0]["correct"] += 1
     (tmp_path / "two" / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     with pytest.raises(ConfigurationError, match="done twice with other results"):
         collect([tmp_path / "one", tmp_path / "two"])
+
+
+def test_other_settings_are_no_further_seed(found, tmp_path):
+    summary = summarise(found)
+    write_report(found, summary, tmp_path / "one")
+    lines = [json.loads(text) for text in (tmp_path / "one" / "sequences.jsonl").read_text().splitlines()]
+    lora = next(line for line in lines if line["name"] == "o/lora/seed-0")
+    for number, change in enumerate(({"seed": 0}, {"seed": 7, "recipe": {"ewc": {"weight": 7.0}}})):
+        out = tmp_path / f"other-{number}"
+        out.mkdir()
+        (out / "sequences.jsonl").write_text(json.dumps({**lora, "job": "another", **change}) + "\n")
+        (out / "rows.jsonl").write_text("")
+        with pytest.raises(ConfigurationError, match="o/lora/seed-0 was done with other settings"):
+            collect([tmp_path / "one", out])
 
 
 def test_what_is_no_experiment_is_refused_in_one_line(tmp_path):
@@ -182,5 +197,5 @@ def test_an_experiments_sequences_are_those_of_its_recipe_in_its_order(tmp_path)
         (folder / "rows.jsonl").write_text("")
     found = collect([tmp_path])
     told = [(line["method"], line["boundaries"]) for line in found.sequences]
-    assert told == [("lora", "known"), ("iclm", "known"), ("lora", "unknown"), ("iclm", "unknown")]
+    assert told == [("lora", "known"), ("iclm", "known"), ("iclm", "unknown")]
     assert found.left_out == ["o/lora/seed-0"]

@@ -1,7 +1,6 @@
 """Sequences on a tiny base: earlier modules stay bitwise the same, a cut sequence ends in the same matrix, bad input."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,13 @@ import yaml
 from typer.testing import CliRunner
 
 from iclm.cli import app
-from iclm.errors import ConfigurationError, DataError
+from iclm.errors import CheckpointError, ConfigurationError, DataError
 from iclm.studies.continual import job as jobs
 from iclm.studies.continual import sequence as sequences
-from iclm.studies.continual.recipe import ContinualRecipe, load_continual, training_recipe
+from iclm.studies.continual.recipe import ContinualRecipe, load_continual, told_boundaries, training_recipe
 from iclm.studies.continual.runner import Experiment, sequence_jobs
 from iclm.studies.continual.sequence import TaskSequence
+from iclm.studies.continual.units import Reader
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("symbolic", "words", "raven")
@@ -79,9 +79,9 @@ def test_learning_a_task_leaves_earlier_domain_modules_bitwise_the_same(guard, v
     reader, calibration = sequence.reader(), sequence._calibration()
     examples = [item for found in reader.tests().values() for item in found]
     before, weights, codes, invariant = {}, {}, {}, []
-    for piece in reader.pieces(0, calibration, "known"):
+    for piece in reader.pieces(0, calibration):
         sequence.learn(piece)
-        sequence.ask(piece, {})
+        sequence.ask({})
         sequence.keep()
         model = sequence.model
         for number in before:  # of the tasks before this one
@@ -328,6 +328,11 @@ def test_a_job_does_not_change_with_what_it_does_not_read(values):
     assert folders["given/iclm/seed-0"] == sequence_jobs(one, "x")[0].folder
     assert folders["given/iclm/seed-0"] != folders["given/iclm/seed-1"]
     assert "given/base" in folders and len(folders) == 2 * (len(ALL_METHODS) - 1) + 1
+    other = {"ewc": {"weight": 7.0}, "replay": {"problems": 9}, "novelty": {"chunk": 16}, "boundaries": "unknown"}
+    changed = ContinualRecipe.model_validate({**values, "methods": ALL_METHODS, "seeds": [0, 1], **other})
+    moved = {job.name for job in sequence_jobs(changed, "x") if job.folder != folders[job.name]}
+    read = {"iclm", "iclm-unknown", "lora-ewc", "lora-replay"}
+    assert moved == {f"given/{method}/seed-{seed}" for method in read for seed in (0, 1)}
 
 
 def test_a_failing_job_is_reported_and_does_not_stop_the_rest(values, tmp_path):
@@ -359,15 +364,84 @@ def test_a_folder_of_something_else_is_not_written_into(values, tmp_path):
         Experiment(ContinualRecipe.model_validate(values), "x", tmp_path / "out")
 
 
-def test_a_damaged_state_is_named(values, tmp_path):
+@pytest.mark.parametrize("state", ['{"unit": 3}', "{}"])
+def test_a_damaged_state_is_named(values, tmp_path, state):
     folder = write_job(tmp_path / "job", values)
     (folder / "units" / "000").mkdir(parents=True)
-    (folder / "units" / "000" / "state.json").write_text('{"unit": 3}')
-    from iclm.errors import CheckpointError
-
-    with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
+    (folder / "units" / "000" / "state.json").write_text(state)
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged.*remove "):
         jobs.run_job(folder)
-    shutil.rmtree(folder / "units")
+
+
+def test_a_damaged_guard_is_named(values, tmp_path):
+    sequence = sequence_of(tmp_path / "job", values, methods={"iclm": {"guard": "ewc"}})
+    kept = sequence.folder / "units" / "000" / "guard.safetensors"
+    for write in (lambda: None, lambda: kept.write_bytes(b"x")):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write()
+        with pytest.raises(CheckpointError, match=r"guard\.safetensors is damaged: .*; remove "):
+            sequence.guard(1)
+
+
+def test_a_boundary_that_a_method_needs_cannot_be_unknown(values, tmp_path):
+    for method in ({"method": "lora"}, {"model": {"router": "oracle"}}):
+        with pytest.raises(ConfigurationError, match="method m: boundaries is unknown, but it opens no module"):
+            load(values, tmp_path, methods={"m": {**method, "boundaries": "unknown"}})
+    recipe = load(values, tmp_path, methods=ALL_METHODS, boundaries="unknown")
+    told = {method: told_boundaries(recipe, method) for method in ALL_METHODS}
+    assert {method for method, known in told.items() if known == "unknown"} == {"iclm", "iclm-unknown"}
+
+
+def test_a_frozen_invariant_module_has_a_frozen_aggregator(values, tmp_path):
+    for guard, same in (("none", False), ("frozen_after_first", True)):
+        sequence = sequence_of(tmp_path / guard, values, methods={"iclm": {"guard": guard, "model": {"mix": "gate"}}})
+        gates = []
+        for piece in sequence.reader().pieces(0, sequence._calibration()):
+            sequence.learn(piece)
+            gates.append(sequence.model.aggregator.logit.item())
+        assert (gates[0] == gates[-1]) == same
+
+
+UNKNOWN = {"iclm": {"boundaries": "unknown"}}
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+def test_between_tasks_that_are_learned_together_nothing_was_measured(values, tmp_path):
+    """Two tasks that the router cannot tell apart are one unit of a stream: there is no model that knows the first alone."""
+    alike = dict.fromkeys(("one", "two"), values["tasks"]["symbolic"])
+    folder = write_job(tmp_path / "job", values, tasks=alike, methods=UNKNOWN, novelty={"chunk": 12, "margin": 50})
+    done = jobs.run_job(folder)
+    assert [unit["ends"] for unit in done["units"]] == [["one", "two"]]
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert {row["trained_through"] for row in rows} == {2}
+
+
+def test_a_task_of_a_stream_is_read_when_its_turn_comes_and_then_no_more(values, tmp_path, monkeypatch):
+    read = []
+    train_examples = Reader.train_examples
+    monkeypatch.setattr(Reader, "train_examples", lambda self, task: read.append(task) or train_examples(self, task))
+    folder = write_job(tmp_path / "job", values, methods=UNKNOWN, novelty={"chunk": 12, "margin": 0.01})
+    keep, read_by = TaskSequence.keep, []
+
+    class KilledError(Exception):
+        pass
+
+    def keep_and_die(self):
+        keep(self)
+        raise KilledError
+
+    monkeypatch.setattr(TaskSequence, "keep", keep_and_die)
+    for _ in range(20):
+        read.clear()
+        try:
+            jobs.run_job(folder)
+        except KilledError:
+            read_by.append(list(read))
+            continue
+        break
+    assert read_by[0][0] == "symbolic" and "raven" not in read_by[0]
+    assert read_by[-1] == ["raven"], "tasks that were learned are read again"
 
 
 # -- thresholds and shipped recipes ------------------------------------------------------------------------------------

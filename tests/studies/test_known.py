@@ -23,7 +23,9 @@ def recipe(tiny_llama_folder):
             "dtype": "float32",
             "model": {"lora_rank": 2},
             "training": {"batch_size": 8},
-            "data": {"acre": {"train": [acre("train")], "validation": [acre("val")], "test": [acre("test", regime="Sys")]}},
+            "data": {
+                "acre": {"train": [acre("train")], "validation": [acre("val")], "test": [acre("test", regime="Sys")]}
+            },
             "methods": {"base": {"kind": "base"}, "lora": {"method": "lora"}},
             "search": {"tries": 2, "seed": 9, "space": {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}},
             "grid": [{"methods": ["base", "lora"], "seeds": [0]}],

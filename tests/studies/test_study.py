@@ -185,7 +185,9 @@ def test_reports_wait_for_their_tries_and_take_the_best(values):
 def test_an_ablation_trains_as_the_best_try_did_also_where_that_is_the_first(values):
     methods = {**values["methods"], "iclm": {"training": {"learning_rate": 2e-3}}}
     study = study_of(values, methods=methods, search=SEARCH)
-    tries = {found.trial: found for found in grid.jobs_of(study, {}) if found.method == "iclm" and found.trial is not None}
+    tries = {
+        found.trial: found for found in grid.jobs_of(study, {}) if found.method == "iclm" and found.trial is not None
+    }
     results = {tries[0].id: rows_of(0, 6), tries[1].id: rows_of(1, 4)}
     later = {found.name: found for found in grid.jobs_of(study, results)}
     for name in ("acre/iclm/seed-0", "acre/iclm-no-mi/seed-0"):
@@ -391,7 +393,11 @@ PANELS = [{**LETTERS[0], "ask": "panel"}]
             "validation.0 is of split test; hyper-parameters are chosen by it",
         ),
         (
-            {"data": {"a": {"train": [ACRE], "validation": [{**ACRE, "split": "val"}], "test": [{**ACRE, "split": "val"}]}}},
+            {
+                "data": {
+                    "a": {"train": [ACRE], "validation": [{**ACRE, "split": "val"}], "test": [{**ACRE, "split": "val"}]}
+                }
+            },
             "validation.0 is a test source too",
         ),
         (

@@ -85,8 +85,10 @@ def _metrics(sequence: str, entries: list[dict[str, Any]], summary: dict[str, An
         cost = costs[entry["order"], entry["boundaries"], entry["method"]]
         opened = sorted(set(cost["opened"]))
         count = NONE if not opened or opened == [0] else " or ".join(map(str, opened))
-        row += [count, f"{cost['added_a_task']:,}", f"{cost['seconds_a_task']:.0f}"]
-    columns = ["seeds", "modules opened", "parameters added a task", "seconds a task"]
+        whole, steps = (NONE if cost[name] is None else f"{cost[name]:,}" for name in ("parameters", "steps_a_task"))
+        row += [count, f"{cost['added_a_task']:,}", whole, steps, f"{cost['seconds_a_task']:.0f}"]
+    columns = ["seeds", "modules opened", "parameters added a task", "trained parameters in all", "steps a task"]
+    columns.append("seconds a task")
     header = ["order", "method", *METRICS.values(), *columns]
     return Grid(f"{sequence}/metrics", f"{len(main[0]['tasks'])} tasks, metrics of the mixture", header, rows, 2)
 

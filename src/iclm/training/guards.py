@@ -19,10 +19,12 @@ import torch
 from iclm.data.collation import Branch, Pack, collate
 from iclm.errors import CheckpointError
 from iclm.model import ICLMForCausalLM
+from iclm.model.plan import INVARIANT
 from iclm.training.stages import Stage
 from iclm.training.trainer import ICLMTrainer
 
 FISHER, ANCHOR = "fisher.", "anchor."
+AGGREGATOR = "aggregator."  # of the names of its parameters
 
 
 class ElasticWeights:
@@ -173,15 +175,17 @@ class TaskStage(Stage):
 
     Attributes:
         modules: numbers in the module bank of those that learn (0 the invariant module).
+        aggregator: whether the aggregator learns too, where it has something to learn.
     """
 
     modules: frozenset[int] = field(default_factory=frozenset)
+    aggregator: bool = True
 
     def trains(self, name: str) -> bool:
         """Whether a parameter of this name is trained: no router is, as a route is given."""
         if ".lora_A." in name or ".lora_B." in name:
             return int(name.rpartition(".")[2]) in self.modules
-        return not name.startswith("router.")
+        return not name.startswith("router.") and (self.aggregator or not name.startswith(AGGREGATOR))
 
 
 class TaskTrainer(ICLMTrainer):
@@ -212,6 +216,12 @@ class TaskTrainer(ICLMTrainer):
         penalty = penalty / self.current_gradient_accumulation_steps  # each batch has its share of the step
         self._terms["elastic"].append(penalty.detach())
         return (found[0] + penalty, found[1]) if return_outputs else found + penalty
+
+
+def guarded_names(model: ICLMForCausalLM) -> list[str]:
+    """Names of the parameters that go on learning from task to task: the invariant module's, and the aggregator's."""
+    shared = (name for name, parameter in model.named_parameters() if name.startswith(AGGREGATOR))
+    return [*adapter_names(model, INVARIANT), *shared]
 
 
 def adapter_names(model: ICLMForCausalLM, module: int) -> Iterator[str]:

@@ -15,7 +15,6 @@ import json
 import platform
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,8 @@ def run_joint(sequence: TaskSequence) -> list[dict[str, Any]]:
     else:
         resume = (out / RECIPE).is_file()
         sequence.model, record = train(sequence.training, out, resume=resume, progress_bar=False)
-    sequence.state.units = [{"train_seconds": record["train_seconds"], "guard_seconds": 0.0}]
+    unit = {"trainable": record["trainable_parameters"], "steps": record["steps"], "opened": False, "added": 0}
+    sequence.state.units = [{**unit, "train_seconds": record["train_seconds"], "guard_seconds": 0.0}]
     return _asked_once(sequence, {name: at for at, name in enumerate(record["domains"])}, len(sequence.order))
 
 
@@ -70,7 +70,6 @@ def run_job(folder: Path) -> dict[str, Any]:
         if (folder / DONE).is_file():
             return read_json(folder / DONE)
         (folder / FAILED).unlink(missing_ok=True)
-        started = time.perf_counter()
         sequence = TaskSequence(folder)
         kinds = {"sequence": TaskSequence.run, "joint": run_joint, "base": run_base}
         rows = kinds[sequence.method.kind](sequence)
@@ -81,7 +80,7 @@ def run_job(folder: Path) -> dict[str, Any]:
             "name": sequence.spec["name"],
             "units": sequence.state.units,
             "homes": sequence.state.homes,
-            "total_seconds": round(time.perf_counter() - started, 1),
+            "total_seconds": round(sequence.seconds, 1),
             "device": device_name(model.device),
             "threads": torch.get_num_threads(),
             "dtype": str(model.dtype).removeprefix("torch."),

@@ -148,10 +148,99 @@ def chunks(groups: Sequence[Any], size: int) -> Iterator[list[int]]:
         yield chunk
 
 
+@dataclass
+class Segmenter:
+    """Cuts a stream whose boundaries are unknown into units, looking at each chunk once and never ahead.
+
+    Attributes:
+        novelty: when a module is opened.
+        calibration: of the modules that are open; grows.
+        growing: the module whose code still moves; -1 for none.
+        waiting: new prompts of the last chunk, of which there were too few to open a module.
+        unit: what is not complete yet.
+        points: of the prompts that wait, and of those that place the code of `unit`, [dim] by number.
+        groups: problems of the prompts that wait, by number.
+        shares: for each chunk the share of its prompts that was new.
+    """
+
+    novelty: Novelty
+    calibration: Calibration = field(default_factory=Calibration)
+    growing: int = -1
+    waiting: list[int] = field(default_factory=list)
+    unit: Unit | None = None
+    points: dict[int, torch.Tensor] = field(default_factory=dict)
+    groups: dict[int, Any] = field(default_factory=dict)
+    shares: list[float] = field(default_factory=list)
+
+    def feed(
+        self, fresh: Sequence[int], points: torch.Tensor, groups: Sequence[Any], *, last: bool
+    ) -> tuple[Unit, torch.Tensor] | None:
+        """Look at the next chunk.
+
+        Args:
+            fresh: numbers of its prompts in the stream.
+            points: their features [n, dim].
+            groups: the problem of each.
+            last: whether the stream ends with it.
+
+        Returns:
+            The unit that is complete now, if one is, and the points that place its code.
+        """
+        self.points |= dict(zip(fresh, points, strict=True))
+        self.groups |= dict(zip(fresh, groups, strict=True))
+        numbers = [*self.waiting, *fresh]
+        at, here = torch.tensor(numbers), torch.stack([self.points[number] for number in numbers])
+        owners = [self.groups[number] for number in numbers]
+        new = self.calibration.is_new(here, self.novelty)
+        self.shares.append(float(new.float().mean()))
+        modules = self.calibration.nearest(here)[0] if self.calibration.codes else torch.full_like(at, -1)
+        before = self.unit
+        if self.shares[-1] > self.novelty.share:
+            placing = self.calibration.open(here[new], _chosen(owners, new), self.novelty)
+            self.growing, self.waiting = len(self.calibration.codes) - 1, []
+            opened = at[new]
+            if before is not None and not bool(new.all()):  # the end of what came before lies in this chunk
+                before = _joined(before, at[~new], modules[~new])
+            fresh_unit = Unit(self.growing, True, (), ())
+            self.unit = _joined(fresh_unit, opened, torch.full_like(opened, self.growing), opened[placing])
+            return self._complete(before)
+        # what is new may be the beginning of something: it is looked at once more, with the next chunk
+        later = new & (torch.arange(len(at)) >= len(self.waiting)) & (not last)
+        self.waiting = at[later].tolist()
+        known = ~new
+        main = int((modules[known] if bool(known.any()) else modules).mode().values)
+        placed = at[:0]
+        if main == self.growing:
+            own = known & (modules == main)  # a prompt that is new would raise the threshold that called it so
+            placed = at[own][self.calibration.extend(here[own], _chosen(owners, own), self.novelty)]
+        else:
+            self.growing = -1
+        ends = before is None or before.main != main
+        unit = Unit(main, False, (), ()) if ends or before is None else before
+        self.unit = _joined(unit, at[~later], modules[~later], placed)
+        return self._complete(before if ends else None)
+
+    def finish(self) -> tuple[Unit, torch.Tensor] | None:
+        """The last unit, after the last chunk."""
+        unit, self.unit = self.unit, None
+        return self._complete(unit)
+
+    def _complete(self, unit: Unit | None) -> tuple[Unit, torch.Tensor] | None:
+        """A complete unit with its points; what nothing needs any more is let go of."""
+        found = None
+        if unit is not None:
+            placed = [self.points[number] for number in unit.placed]
+            found = unit, torch.stack(placed) if placed else torch.empty(0)
+        kept = {*self.waiting, *(self.unit.placed if self.unit is not None else ())}
+        self.points = {number: point for number, point in self.points.items() if number in kept}
+        self.groups = {number: group for number, group in self.groups.items() if number in self.waiting}
+        return found
+
+
 def segment(
     calibration: Calibration, points: torch.Tensor, groups: Sequence[Any], novelty: Novelty
 ) -> tuple[list[Unit], list[float]]:
-    """Cut a stream whose boundaries are unknown into units, looking at each chunk once and never ahead.
+    """Cut a whole stream (`Segmenter`).
 
     Args:
         calibration: of the modules that are open; grows.
@@ -161,42 +250,12 @@ def segment(
     Returns:
         The units, and for each chunk the share of its prompts that was new.
     """
-    units: list[Unit] = []
-    shares: list[float] = []
-    growing = -1  # the module whose code still moves
-    waiting: list[int] = []  # new prompts of the last chunk, of which there were too few to open a module
-    parts = list(chunks(groups, novelty.chunk))
-    for turn, fresh in enumerate(parts):
-        at = torch.tensor(waiting + fresh)
-        owners = [groups[number] for number in at.tolist()]
-        new = calibration.is_new(points[at], novelty)
-        shares.append(float(new.float().mean()))
-        modules = calibration.nearest(points[at])[0] if calibration.codes else torch.full_like(at, -1)
-        if shares[-1] > novelty.share:
-            placing = calibration.open(points[at[new]], _chosen(owners, new), novelty)
-            growing, waiting = len(calibration.codes) - 1, []
-            opened = at[new]
-            if units and not bool(new.all()):  # the end of what came before lies in this chunk
-                units[-1] = _joined(units[-1], at[~new], modules[~new])
-            units.append(
-                _joined(Unit(growing, True, (), ()), opened, torch.full_like(opened, growing), opened[placing])
-            )
-            continue
-        # what is new may be the beginning of something: it is looked at once more, with the next chunk
-        later = new & (torch.arange(len(at)) >= len(waiting)) & (turn < len(parts) - 1)
-        waiting = at[later].tolist()
-        known = ~new
-        main = int((modules[known] if bool(known.any()) else modules).mode().values)
-        placed = at[:0]
-        if main == growing:
-            own = known & (modules == main)  # a prompt that is new would raise the threshold that called it so
-            placed = at[own][calibration.extend(points[at[own]], _chosen(owners, own), novelty)]
-        else:
-            growing = -1
-        if not units or units[-1].main != main:
-            units.append(Unit(main, False, (), ()))
-        units[-1] = _joined(units[-1], at[~later], modules[~later], placed)
-    return units, shares
+    segmenter, parts = Segmenter(novelty, calibration), list(chunks(groups, novelty.chunk))
+    found = [
+        segmenter.feed(part, points[part], [groups[number] for number in part], last=turn == len(parts) - 1)
+        for turn, part in enumerate(parts)
+    ]
+    return [unit for unit, _ in filter(None, [*found, segmenter.finish()])], segmenter.shares
 
 
 def _chosen(items: Sequence[Any], mask: torch.Tensor) -> list[Any]:

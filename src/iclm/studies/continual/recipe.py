@@ -29,7 +29,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from iclm.errors import ConfigurationError
-from iclm.recipe import DataSource, Recipe, Section, explain, merge, parse_recipe, read_mapping, resolve
+from iclm.recipe import DataSource, ModelSection, Recipe, Section, explain, merge, parse_recipe, read_mapping, resolve
 
 GUARDS = ("none", "ewc", "replay", "frozen_after_first")
 WITH_CODES = ("vq", "kmeans")  # routers that can take a code for a new module as they run
@@ -90,7 +90,8 @@ class ContinualMethod(Section):
     replay: Replay | None = None
     """Of this method with guard: replay, in place of the recipe's."""
     boundaries: Literal["known", "unknown"] | None = None
-    """Whether it is told where a task begins; null means as the recipe says. A method that opens no module needs no boundary."""
+    """Whether it is told where a task begins; null means as the recipe says. A method whose router opens no module by its error
+    learns task by task: its boundaries are known."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Model settings."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -169,6 +170,42 @@ class ContinualRecipe(Section):
         return self
 
 
+def opens_by_error(recipe: ContinualRecipe, method: str) -> bool:
+    """Whether a method's router decides from its error which module a prompt is of: the others open one a task, or none."""
+    chosen = recipe.methods[method]
+    usual = ModelSection.model_fields["router"].default
+    router = merge(recipe.model, chosen.model).get("router", usual)
+    return chosen.kind == "sequence" and chosen.method == "iclm" and router in WITH_CODES
+
+
+def told_boundaries(recipe: ContinualRecipe, method: str) -> str:
+    """known or unknown, as a method learns: one whose router opens no modules trains task by task, whatever the recipe says."""
+    return (recipe.methods[method].boundaries or recipe.boundaries) if opens_by_error(recipe, method) else "known"
+
+
+def only_read(recipe: ContinualRecipe, method: str, order: str, seed: int) -> ContinualRecipe:
+    """The part of a recipe that one sequence of a method reads; what it does not read is as it is by default."""
+    chosen = recipe.methods[method]
+    unread: dict[str, Any] = {}
+    if chosen.guard != "ewc" or chosen.ewc is not None:
+        unread["ewc"] = Ewc()
+    if chosen.guard != "replay" or chosen.replay is not None:
+        unread["replay"] = Replay()
+    if not opens_by_error(recipe, method):
+        unread |= {"novelty": Novelty(), "boundaries": "known"}
+    if chosen.kind == "base":
+        unread |= {"model": {}, "training": {}}
+    return recipe.model_copy(
+        update={
+            "orders": {order: recipe.orders[order]},
+            "methods": {method: chosen},
+            "tasks": {task: recipe.tasks[task] for task in recipe.orders[order]},
+            "seeds": [seed],
+            **unread,
+        }
+    )
+
+
 def load_continual(path: str | Path) -> ContinualRecipe:
     """Read the recipe of an experiment; file names in it are relative to its folder, else to the current one.
 
@@ -187,7 +224,12 @@ def load_continual(path: str | Path) -> ContinualRecipe:
         for source in (*task.train, *task.test):
             if source.file is not None:
                 source.file = resolve(path, source.file)
-    for name in recipe.methods:
+    for name, method in recipe.methods.items():
+        if method.boundaries == "unknown" and not opens_by_error(recipe, name):
+            raise ConfigurationError(
+                f"{where}: method {name}: boundaries is unknown, but it opens no module by the router's error and learns task by "
+                f"task; boundaries are for method: iclm with router {' or '.join(WITH_CODES)}"
+            )
         for order in recipe.orders:
             training_recipe(recipe, name, order, recipe.seeds[0], where)
     return recipe

@@ -20,8 +20,9 @@ import numpy as np
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.model.checkpoint import read_json
 from iclm.studies.continual.metrics import matrix_of
-from iclm.studies.continual.recipe import load_continual, with_boundaries
+from iclm.studies.continual.recipe import ContinualRecipe, load_continual, told_boundaries, with_boundaries
 from iclm.studies.continual.runner import JOBS, RECIPE, sequence_jobs
+from iclm.studies.study.grid import digest
 from iclm.studies.study.job import DONE, ROWS, SPEC
 from iclm.studies.study.statistics import mean_over_seeds
 
@@ -69,7 +70,7 @@ def collect(folders: Iterable[str | Path]) -> Found:
     found, seen = Found(), dict[str, list[dict[str, Any]]]()
     for folder in map(Path, folders):
         if folder.is_file():
-            found.boundaries += _read_lines(folder)
+            _add_boundaries(found, _read_lines(folder))
             continue
         if (folder / SEQUENCES).is_file() or (folder / BOUNDARIES).is_file():
             rows, lines = (
@@ -78,7 +79,7 @@ def collect(folders: Iterable[str | Path]) -> Found:
             for line in lines:
                 _add(found, seen, line, [row for row in rows if row["job"] == line["job"]], folder)
             if (folder / BOUNDARIES).is_file():
-                found.boundaries += _read_lines(folder / BOUNDARIES)
+                _add_boundaries(found, _read_lines(folder / BOUNDARIES))
             continue
         if not (folder / JOBS).is_dir():
             raise ConfigurationError(f"{folder} is neither an experiment of iclm continual nor a report of one")
@@ -91,10 +92,10 @@ def collect(folders: Iterable[str | Path]) -> Found:
             head = {name: spec[name] for name in SPEC_FIELDS}
             recipe = spec["recipe"]
             method = recipe["methods"][spec["method"]]
-            boundaries = method["boundaries"] or recipe["boundaries"]
             tasks = recipe["orders"][spec["order"]]
-            line = {"job": job.name, **head, "boundaries": boundaries, "tasks": tasks, "kind": method["kind"], **done}
             rows = [{"job": job.name, **row} for row in _read_lines(job / ROWS)]
+            told = told_boundaries(ContinualRecipe.model_validate(recipe), spec["method"])
+            line = {"job": job.name, **head, "boundaries": told, "tasks": tasks, "kind": method["kind"], **done}
             _add(found, seen, {**line, "recipe": recipe}, rows, folder)
     if not found.sequences and not found.boundaries:
         raise ConfigurationError("no sequence is finished; run iclm continual first")
@@ -123,8 +124,27 @@ def _add(
             raise ConfigurationError(f"{folder}: {line['name']} was done twice with other results; give one of them")
         return
     seen[line["job"]] = rows
+    for other in found.sequences:
+        same = key_of(other) == key_of(line)
+        if same and (other["seed"] == line["seed"] or _settings(other) != _settings(line)):
+            raise ConfigurationError(
+                f"{folder}: {line['name']} was done with other settings than {other['name']} of the other results; "
+                "report them apart, or give the method another name"
+            )
     found.sequences.append(line)
     found.rows += rows
+
+
+def _add_boundaries(found: Found, rows: list[dict[str, Any]]) -> None:
+    """Add lines of thresholds; one that was given twice counts once."""
+    known = {json.dumps(row, sort_keys=True) for row in found.boundaries}
+    fresh = {json.dumps(row, sort_keys=True): row for row in rows}
+    found.boundaries += [row for key, row in fresh.items() if key not in known]
+
+
+def _settings(line: dict[str, Any]) -> str:
+    """What a sequence was learned with, but for its seed."""
+    return digest({name: value for name, value in line.get("recipe", {}).items() if name != "seeds"})
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -215,10 +235,28 @@ def _cost(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seeds": len(lines),
         "opened": opened,
         "trainable": [unit["trainable"] for unit in units],
+        "parameters": _learned_in_all(lines[0]),
+        "steps_a_task": _steps(lines, count),
         "added_a_task": round(sum(unit["added"] for unit in units) / count),
         "seconds_a_task": round(seconds / count, 1),
         "device": sorted({line["device"] for line in lines}),
     }
+
+
+def _learned_in_all(line: dict[str, Any]) -> int | None:
+    """Trained parameters of the model at the end; None where the record does not say."""
+    units = line["units"]
+    if line["kind"] == "base":
+        return 0
+    if not units or "trainable" not in units[0]:
+        return None
+    return units[0]["trainable"] + sum(unit["added"] for unit in units[1:])
+
+
+def _steps(lines: Sequence[dict[str, Any]], count: int) -> int | None:
+    """Optimizer steps a task, which no other work on the machine changes; None where the records do not say."""
+    steps = [unit.get("steps") for line in lines for unit in line["units"]]
+    return None if None in steps else round(sum(steps) / count)
 
 
 def _thresholds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ import yaml
 from iclm.data.files import atomic_write
 from iclm.errors import ConfigurationError
 from iclm.model.checkpoint import read_json
-from iclm.studies.continual.recipe import ContinualRecipe
+from iclm.studies.continual.recipe import ContinualRecipe, only_read
 from iclm.studies.study.executors import LocalExecutor
 from iclm.studies.study.grid import digest
 from iclm.studies.study.job import DONE, SPEC
@@ -55,19 +55,12 @@ def sequence_jobs(recipe: ContinualRecipe, sequence: str) -> list[SequenceJob]:
     """
     found: dict[str, SequenceJob] = {}
     for seed in recipe.seeds:
-        for order, tasks in recipe.orders.items():
+        for order in recipe.orders:
             for method in recipe.methods:
                 kind = recipe.methods[method].kind
                 name = f"{order}/{method}" + ("" if kind == "base" else f"/seed-{seed}")
                 # what a job does not read does not change its name
-                part = recipe.model_copy(
-                    update={
-                        "orders": {order: tasks},
-                        "methods": {method: recipe.methods[method]},
-                        "tasks": {task: recipe.tasks[task] for task in tasks},
-                        "seeds": [0 if kind == "base" else seed],
-                    }
-                )
+                part = only_read(recipe, method, order, 0 if kind == "base" else seed)
                 spec = {
                     "format": FORMAT,
                     "name": name,

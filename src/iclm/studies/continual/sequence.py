@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from iclm.data.collation import EncodedExample, Pack, training_packs
@@ -33,8 +34,10 @@ from iclm.model.surgery import add_module, rename_module
 from iclm.recipe import dump_recipe
 from iclm.studies.continual.asking import Counts, ask
 from iclm.studies.continual.novelty import Calibration
-from iclm.studies.continual.recipe import ContinualMethod, ContinualRecipe, Ewc, training_recipe
-from iclm.studies.continual.units import Piece, Reader
+from iclm.studies.continual.pieces import Piece
+from iclm.studies.continual.recipe import ContinualMethod, ContinualRecipe, Ewc, told_boundaries, training_recipe
+from iclm.studies.continual.stream import Stream
+from iclm.studies.continual.units import Reader
 from iclm.studies.study.job import SPEC
 from iclm.training.folder import (
     CLOCK,
@@ -47,11 +50,11 @@ from iclm.training.folder import (
     write_folder,
     write_record,
 )
-from iclm.training.guards import ElasticWeights, Reservoir, TaskStage, TaskTrainer, adapter_names
+from iclm.training.guards import ElasticWeights, Reservoir, TaskStage, TaskTrainer, adapter_names, guarded_names
 from iclm.training.run import build_model, make_trainer, train_stage, training_arguments
 
 UNITS, WORK, RUN = "units", "work", "run"
-STATE, GUARD, BUFFER = "state.json", "guard.safetensors", "buffer.json"
+STATE, GUARD, BUFFER, STREAM = "state.json", "guard.safetensors", "buffer.json", "stream.safetensors"
 
 
 @dataclass
@@ -61,17 +64,21 @@ class State:
     Attributes:
         units: what each unit was.
         homes: number of the domain module that most examples of a task went to, by task.
-        seen: examples of each task that were trained.
-        errors, placed: of the calibration.
+        sent: for each task the number of its trained examples by the module they went to.
+        errors, placed: of the calibration, where boundaries are known.
+        stream: where the stream stands, where they are not.
         rows: all rows so far.
+        seconds: that all of it took.
     """
 
     units: list[dict[str, Any]] = field(default_factory=list)
     homes: dict[str, int] = field(default_factory=dict)
-    seen: dict[str, int] = field(default_factory=dict)
+    sent: dict[str, dict[str, int]] = field(default_factory=dict)
     errors: list[list[float]] = field(default_factory=list)
     placed: list[int] = field(default_factory=list)
+    stream: dict[str, Any] | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class TaskSequence:
@@ -92,15 +99,18 @@ class TaskSequence:
         self.order: list[str] = self.recipe.orders[self.spec["order"]]
         self.method: ContinualMethod = self.recipe.methods[self.spec["method"]]
         self.training = training_recipe(self.recipe, self.spec["method"], self.spec["order"], self.spec["seed"] or 0)
-        self.boundaries = self.method.boundaries or self.recipe.boundaries
+        self.boundaries = told_boundaries(self.recipe, self.spec["method"])
+        self.started = time.perf_counter()
         self.tokenizer = load_tokenizer(self.training.base)
         self.pad = int(self.tokenizer.pad_token_id)
         self.state = State()
         self.elastic: ElasticWeights | None = None
         self.buffer: Reservoir | None = None
+        self.stream: Stream | None = None
         saved = self._saved()
         if self.method.kind != "joint":
             self.model = self._fresh() if saved is None else self._taken_up(saved)
+        self.earlier = self.state.seconds
 
     def _fresh(self) -> ICLMForCausalLM:
         """The model before the first task."""
@@ -119,6 +129,11 @@ class TaskSequence:
             self.state = State(**read_json(saved / STATE))
         except TypeError as error:
             raise CheckpointError(f"{saved / STATE} is damaged: {error}; remove {self.folder}") from error
+        if len(self.state.units) != int(saved.name) + 1:
+            raise CheckpointError(
+                f"{saved / STATE} is damaged: it has {len(self.state.units)} units, not {int(saved.name) + 1}; "
+                f"remove {self.folder}"
+            )
         return _placed(ICLMForCausalLM.from_pretrained(saved))
 
     def reader(self) -> Reader:
@@ -132,13 +147,40 @@ class TaskSequence:
         """Do what is left; returns all rows."""
         reader, calibration = self.reader(), self._calibration()
         tests = reader.tests()
-        for piece in reader.pieces(len(self.state.units), calibration, self.boundaries):
+        if self.boundaries == "unknown":
+            self.stream = self._stream(reader)
+            pieces = self.stream.pieces()
+        else:
+            pieces = reader.pieces(len(self.state.units), calibration)
+        for piece in pieces:
             self.learn(piece)
-            self.ask(piece, tests)
+            self.ask(tests)
             self.state.errors, self.state.placed = calibration.errors, calibration.placed
+            self.state.stream = None if self.stream is None else self.stream.values
             self.keep()
         self.finish()
         return self.state.rows
+
+    def _stream(self, reader: Reader) -> Stream:
+        """The stream as it stood after the last unit that was done."""
+        saved = self._saved()
+        if saved is None or not self.state.units:
+            return Stream(reader)
+        if self.state.stream is None:
+            raise CheckpointError(f"{saved / STATE} is damaged: it has no stream; remove {self.folder}")
+        return Stream(reader, self.state.stream, self.tensors(saved / STREAM))
+
+    def tensors(self, path: Path) -> dict[str, torch.Tensor]:
+        """Tensors of the state; raises `CheckpointError` that says what to do where they cannot be read."""
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}; remove {self.folder}") from error
+
+    @property
+    def seconds(self) -> float:
+        """That all of it took so far, in all processes."""
+        return self.earlier + time.perf_counter() - self.started
 
     def _calibration(self) -> Calibration:
         """What is known of the modules that are open."""
@@ -180,7 +222,7 @@ class TaskSequence:
         before = self.folder / UNITS / f"{number - 1:03d}"
         elastic = buffer = None
         if self.method.guard == "ewc":
-            elastic = ElasticWeights(self.ewc.weight, load_file(before / GUARD) if number else None)
+            elastic = ElasticWeights(self.ewc.weight, self.tensors(before / GUARD) if number else None)
         if self.method.guard == "replay":
             values = read_json(before / BUFFER) if number else None
             buffer = Reservoir((self.method.replay or self.recipe.replay).problems, self.training.seed, values)
@@ -193,7 +235,7 @@ class TaskSequence:
             self.open(piece)
         packs = training_packs(piece.examples, self.tokenizer.eos_token_id, pack=self.training.data.pack)
         self.elastic, self.buffer = self.guard(number)
-        kept = [] if self.buffer is None else self.buffer.packs
+        kept = [] if self.buffer is None else list(self.buffer.packs)
         modules, record = self.learning(piece), {"steps": 0, "train_seconds": 0.0, "train_loss": None}
         trained = 0
         if modules:
@@ -201,15 +243,16 @@ class TaskSequence:
         started = time.perf_counter()
         if self.elastic is not None:
             chosen = packs[:: max(1, -(-len(packs) // self.ewc.problems))]
-            self.elastic.consolidate(model, chosen, adapter_names(model, INVARIANT), self.pad)
+            self.elastic.consolidate(model, chosen, guarded_names(model), self.pad)
         if self.buffer is not None:
             self.buffer.offer(packs)
         tasks = Counter(piece.tasks)
-        self.state.seen = dict(Counter(self.state.seen) + tasks)
+        for (task, module), count in Counter(zip(piece.tasks, piece.unit.modules, strict=True)).items():
+            sent = self.state.sent.setdefault(task, {})
+            sent[str(module)] = sent.get(str(module), 0) + count
         for task in tasks:
-            of_task = [m for m, t in zip(piece.unit.modules, piece.tasks, strict=True) if t == task]
-            home = Counter(of_task).most_common(1)[0][0]
-            if home >= 0 and (task not in self.state.homes or tasks[task] * 2 > self.state.seen[task]):
+            home = int(max(self.state.sent[task].items(), key=lambda item: item[1])[0])
+            if home >= 0:
                 self.state.homes[task] = home
         added = set(adapter_names(model, 1 + piece.unit.main)) if piece.unit.opened else set()
         self.state.units.append(
@@ -232,7 +275,8 @@ class TaskSequence:
     def train(self, number: int, modules: frozenset[int], packs: list[Pack]) -> tuple[dict[str, Any], int]:
         """Train some modules; returns the record, and how many parameters were trained."""
         work = self.folder / WORK / f"{number:03d}"
-        stage = TaskStage(epochs=self.training.training.epochs, modules=modules)
+        frozen = self.method.guard == "frozen_after_first" and number > 0
+        stage = TaskStage(epochs=self.training.training.epochs, modules=modules, aggregator=not frozen)
         place = newest_checkpoint(checkpoints_of(work, stage))
         transformers.set_seed(self.training.seed)
         clock = read_json(place / CLOCK).get("seconds", 0.0) if place is not None else 0.0
@@ -249,15 +293,25 @@ class TaskSequence:
 
     # -- asking and keeping --------------------------------------------------------------------------------------------
 
-    def ask(self, piece: Piece, tests: dict[str, list[EncodedExample]]) -> None:
+    def through(self) -> int:
+        """How many tasks, from the first on, were learned; 0 where one that comes after them was begun too.
+
+        Where boundaries are not told, a unit can hold the end of one task and the beginning of the next: of what was known
+        between the two there is no measurement.
+        """
+        ended = {task for unit in self.state.units for task in unit["ends"]}
+        through = next((at for at, task in enumerate(self.order) if task not in ended), len(self.order))
+        return 0 if any(task in self.state.sent for task in self.order[through:]) else through
+
+    def ask(self, tests: dict[str, list[EncodedExample]]) -> None:
         """Ask all tasks after a unit that ends one, and add the rows."""
-        if not piece.ends:
+        through = self.through()
+        if through <= max((row["trained_through"] for row in self.state.rows), default=0):
             return
         asked = {row["module"] for row in self.state.rows}
         opened = [n for n in range(self.model.config.num_domains) if default_name(n) not in asked]
         found = ask(self.model, tests, self.state.homes, self.pad, opened)
-        for task in piece.ends:
-            self.add_rows(self.order.index(task) + 1, task, found, tests)
+        self.add_rows(through, self.order[through - 1], found, tests)
 
     def add_rows(self, position: int, task: str | None, found: Counts, tests: dict[str, list[EncodedExample]]) -> None:
         """Rows of what was asked, and of the modules that were asked earlier and are the same since."""
@@ -291,6 +345,7 @@ class TaskSequence:
     def keep(self) -> None:
         """Leave the state after a unit on the disk; the weights of the one before are not needed any more."""
         number = len(self.state.units) - 1
+        self.state.seconds = round(self.seconds, 2)
 
         def fill(part: Path) -> None:
             self.model.save_pretrained(part)
@@ -298,6 +353,8 @@ class TaskSequence:
                 write_tensors(part / GUARD, {n: t.cpu().contiguous() for n, t in self.elastic.state.items()})
             if self.buffer is not None:
                 write_record(part / BUFFER, self.buffer.values)
+            if self.stream is not None:
+                write_tensors(part / STREAM, self.stream.tensors)
             write_record(part / STATE, vars(self.state))
 
         write_folder(self.folder / UNITS / f"{number:03d}", fill)

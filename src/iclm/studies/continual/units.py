@@ -1,16 +1,14 @@
 """The units of a sequence: what is read, where the router sends it, and what is trained together.
 
     boundaries known      a task is a unit, read when its turn comes
-    boundaries unknown    the tasks' examples one after another as a stream, cut by the router's error (`novelty.segment`)
+    boundaries unknown    the tasks' examples one after another as a stream, cut by the router's error (`stream.Stream`)
 
 With an oracle router each task opens a module of its own, and plain LoRA has none to open: its units are the tasks.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,37 +19,12 @@ from iclm.data.loading import read_sources
 from iclm.errors import DataError, ICLMError
 from iclm.evaluation.runs import context_length
 from iclm.model import ICLMForCausalLM
-from iclm.model.configuration_iclm import default_name
 from iclm.model.router import LearnedRouter
 from iclm.recipe import DataSource
-from iclm.studies.continual.novelty import Calibration, Unit, chunks, held_out, segment, whole_task
+from iclm.studies.continual.novelty import Calibration, Unit, held_out, whole_task
+from iclm.studies.continual.pieces import Piece, make_piece
 from iclm.studies.continual.recipe import ContinualRecipe, sources_of
 from iclm.training.features import prompt_features
-
-ENOUGH = 0.9  # share of a task's examples after which it counts as trained, where units are not tasks
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Examples that are trained together.
-
-    Attributes:
-        unit: their modules.
-        examples: encoded, each with the number of its module as domain.
-        tasks: the task of each.
-        name: of the module that is opened.
-        ends: tasks that count as trained after it.
-        share: of the prompts that were new, where that was asked.
-        points: features in the router's space that place the code [n, dim]; None where there is no code.
-    """
-
-    unit: Unit
-    examples: tuple[EncodedExample, ...]
-    tasks: tuple[str, ...]
-    name: str
-    ends: tuple[str, ...]
-    share: float | None = None
-    points: torch.Tensor | None = None
 
 
 class Reader:
@@ -97,17 +70,13 @@ class Reader:
         """What a task is learned from."""
         return self.read(task, sources_of(self.recipe, task, self.seed), "training examples")
 
-    def pieces(self, done: int, calibration: Calibration, boundaries: str) -> Iterator[Piece]:
-        """The units after the first `done`, each made when it is asked for.
+    def pieces(self, done: int, calibration: Calibration) -> Iterator[Piece]:
+        """The units after the first `done` where a task is one, each made when it is asked for.
 
         Args:
             calibration: of the modules that are open; grows with those that are opened.
-            boundaries: known or unknown; only a router with codes can do without.
         """
         learns_codes = isinstance(self.model.router, LearnedRouter)
-        if learns_codes and boundaries == "unknown":
-            yield from self._stream(done)
-            return
         for number in range(done, len(self.order)):
             task = self.order[number]
             examples = self.train_examples(task)
@@ -118,80 +87,33 @@ class Reader:
             module = number if opened else -1
             every = tuple(range(len(examples)))
             unit = Unit(module, opened, every, (module,) * len(every))
-            yield _piece(unit, examples, [task] * len(examples), task, (task,))
+            yield make_piece(unit, examples, [task] * len(examples), task, (task,))
 
     def _decided(self, task: str, examples: list[EncodedExample], calibration: Calibration) -> Piece:
         """A task whose boundaries are known, with the module that the router's error sends it to."""
         groups, features = groups_of(examples), self.features(examples)
         if not calibration.codes:
-            self._start(features, groups)
-        points = self._project(features)
+            self.start(features, groups)
+        points = self.project(features)
         unit, share = whole_task(calibration, points, groups, self.recipe.novelty)
         placed = points[list(unit.placed)] if unit.opened else None
-        return _piece(unit, examples, [task] * len(examples), task, (task,), share, placed)
-
-    def _stream(self, done: int) -> Iterator[Piece]:
-        """The units of a stream whose boundaries are not told; the first `done` are passed over."""
-        stream = [(task, item) for task in self.order for item in self.train_examples(task)]
-        tasks, examples = [task for task, _ in stream], [item for _, item in stream]
-        groups, features = groups_of(examples, tasks), self.features(examples)
-        if not done:
-            first = next(chunks(groups, self.recipe.novelty.chunk))
-            self._start(features[first], [groups[number] for number in first])
-        points = self._project(features)
-        units, _ = segment(Calibration(), points, groups, self.recipe.novelty)
-        for number, (unit, ends) in enumerate(zip(units, ends_of(units, tasks), strict=True)):
-            if number < done:
-                continue
-            own, chosen = [tasks[i] for i in unit.examples], [examples[i] for i in unit.examples]
-            placed = points[list(unit.placed)] if unit.opened else None
-            yield _piece(unit, chosen, own, default_name(unit.main), ends, None, placed)
+        return make_piece(unit, examples, [task] * len(examples), task, (task,), share, placed)
 
     def features(self, examples: list[EncodedExample]) -> torch.Tensor:
         """What the router reads of each prompt, float32 [n, hidden]."""
         packs = training_packs(examples, self.tokenizer.eos_token_id)
         return prompt_features(self.model, packs, int(self.tokenizer.pad_token_id))
 
-    def _start(self, features: torch.Tensor, groups: Sequence[Any]) -> None:
+    def start(self, features: torch.Tensor, groups: Sequence[Any]) -> None:
         """Set the standardisation and reduction of a router that knows nothing yet."""
         assert isinstance(self.model.router, LearnedRouter)
         placing = ~held_out(groups, self.recipe.novelty.held_out)
         self.model.router.fit((features[placing] if bool(placing.any()) else features).to(self.model.device))
 
-    def _project(self, features: torch.Tensor) -> torch.Tensor:
+    def project(self, features: torch.Tensor) -> torch.Tensor:
         """Features in the router's space, on the CPU."""
         assert isinstance(self.model.router, LearnedRouter)
         return self.model.router.project(features.to(self.model.device)).cpu()
-
-
-def ends_of(units: Sequence[Unit], tasks: Sequence[str]) -> list[list[str]]:
-    """For each unit of a stream the tasks that count as trained after it: those of whose examples it completes `ENOUGH`.
-
-    Args:
-        tasks: task of each example of the stream.
-    """
-    total, done, ended = Counter(tasks), Counter[str](), set[str]()
-    found = []
-    for unit in units:
-        done.update(tasks[number] for number in unit.examples)
-        ends = [task for task in total if task not in ended and done[task] >= ENOUGH * total[task]]
-        ended.update(ends)
-        found.append(ends)
-    return found
-
-
-def _piece(
-    unit: Unit,
-    examples: Sequence[EncodedExample],
-    tasks: Sequence[str],
-    name: str,
-    ends: Sequence[str],
-    share: float | None = None,
-    points: torch.Tensor | None = None,
-) -> Piece:
-    """A piece whose examples are numbered by their modules."""
-    numbered = tuple(replace(item, domain=module) for item, module in zip(examples, unit.modules, strict=True))
-    return Piece(unit, numbered, tuple(tasks), name, tuple(ends), share, points)
 
 
 def groups_of(examples: Sequence[EncodedExample], tasks: Sequence[str] | None = None) -> list[Any]:

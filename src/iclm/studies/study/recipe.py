@@ -46,6 +46,8 @@ from iclm.recipe import (
     resolve,
 )
 
+_FIELDS = {"model": ModelSection.model_fields, "training": TrainingSection.model_fields}
+
 
 class DataSet(Section):
     """What is trained on, chosen on and tested on."""
@@ -206,8 +208,7 @@ class Search(Section):
     def _hyper_parameters(self) -> Search:
         for name in self.space:
             section, _, field = name.partition(".")
-            sections = {"model": ModelSection, "training": TrainingSection}
-            if section not in sections or field not in sections[section].model_fields:
+            if field not in _FIELDS.get(section, ()):
                 raise ValueError(
                     f"space names {name!r}; name a field of model or training, such as training.learning_rate"
                 )
