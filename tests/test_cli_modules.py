@@ -335,6 +335,14 @@ def test_domains_without_a_module_of_their_number_are_told_apart(done, workplace
     assert load_run("three").domains["primes"] == 2
 
 
+def test_the_tasks_of_a_sequence_follow_their_modules(done, workplace):
+    record = json.loads(Path("run/run.json").read_text())
+    homes = {"first": 0, "second": 1, "again": 1}
+    Path("run/run.json").write_text(json.dumps({**record, "homes": homes}))
+    done("modules", "run", "remove", "symbolic", "--with-code", "--out", "less")
+    assert json.loads(Path("less/run.json").read_text())["homes"] == {"second": 0, "again": 0}
+
+
 def test_the_last_module_is_not_removed(done, refused, workplace):
     done("modules", "run", "remove", "text", "--with-code", "--overwrite")
     assert "last domain module" in refused("modules", "run", "remove", "symbolic", "--with-code", "--overwrite")

@@ -186,7 +186,7 @@ def remove(
     done = {"change": "remove", "module": default_name(number), "name": run.model.config.names[number]}
     remove_module(run.model, number, with_code=with_code)
     domains = {name: at - (at > number) for name, at in run.domains.items() if at != number}
-    return _change(folder, target, done, domains, run.model.save_pretrained, without=(LOG, DIAGNOSIS))
+    return _change(folder, target, done, domains, run.model.save_pretrained, without=(LOG, DIAGNOSIS), removed=number)
 
 
 def import_adapter(
@@ -333,9 +333,17 @@ def _change(
     domains: dict[str, int],
     write: Callable[[Path], None],
     without: Sequence[str] = (),
+    removed: int | None = None,
 ) -> dict[str, Any]:
-    """Leave a changed run: all that is in its folder but `without`, what `write` writes, and its record."""
+    """Leave a changed run: all that is in its folder but `without`, what `write` writes, and its record.
+
+    Args:
+        removed: number of the domain module that is gone; later ones moved down by one.
+    """
     record = read_record(folder)
+    if removed is not None and "homes" in record:  # of a sequence: the module of each task
+        homes = record["homes"].items()
+        record["homes"] = {task: at - (at > removed) for task, at in homes if at != removed}
     ordered = sorted(domains, key=lambda name: domains[name])
     record["domains"] = ordered
     record.pop("domain_modules", None)
