@@ -6,6 +6,10 @@ import shutil
 import pytest
 
 from iclm.errors import ConfigurationError
+from iclm.studies.continual import known as sequences
+from iclm.studies.continual.recipe import ContinualRecipe
+from iclm.studies.continual.results import collect as collect_sequences
+from iclm.studies.continual.runner import Experiment
 from iclm.studies.study import known, runner
 from iclm.studies.study.recipe import StudyRecipe
 from iclm.studies.study.results import collect
@@ -64,7 +68,7 @@ def test_a_study_goes_on_from_a_report_and_reports_the_same(recipe, report, tmp_
 def test_a_job_with_other_settings_is_not_taken_for_the_same(recipe, report, tmp_path):
     other = recipe.model_copy(update={"training": {"batch_size": 4}})
     study = runner.Study(other, tmp_path / "s")
-    assert known.take_over(study, [report]) == ["acre/base"]  # which is trained with nothing
+    assert known.take_over(study, [report]) == []
 
 
 def test_what_is_no_study_is_refused_and_nothing_is_written(recipe, tmp_path):
@@ -83,3 +87,31 @@ def test_a_job_that_is_being_done_is_left_alone(recipe, tmp_path):
         assert not known.lay(tmp_path / "j", {}, [], {})
     assert known.lay(tmp_path / "j", {"a": 1}, [{"b": 2}], {"c": 3})
     assert json.loads((tmp_path / "j" / "rows.jsonl").read_text()) == {"b": 2}
+
+
+def test_sequences_go_on_from_a_report_and_are_reported_the_same(tmp_path):
+    sources = {"train": [acre("train")], "test": [acre("test")]}
+    methods = {"base": {"kind": "base"}, "lora": {"method": "lora"}}
+    recipe = ContinualRecipe.model_validate(
+        {"tasks": {"a": sources, "b": sources}, "methods": methods, "seeds": [0, 1]}
+    )
+    experiment = Experiment(recipe, "tiny", tmp_path / "e")
+    line = {"boundaries": "known", "tasks": ["a", "b"], "homes": {}, "units": [], "total_seconds": 3.0, "device": "cpu"}
+    lines, rows = [], []
+    for job in experiment.standing.jobs[:2]:
+        head = {name: job.spec[name] for name in ("name", "sequence", "order", "method", "seed")}
+        kind = recipe.methods[job.spec["method"]].kind
+        lines.append({"job": job.folder, **head, "kind": kind, "recipe": job.spec["recipe"], **line})
+        rows += [
+            {"job": job.folder, **head, "module": "mixture", "tested_on": task, "n": 2, "correct": 1} for task in "ab"
+        ]
+    (tmp_path / "report").mkdir()
+    for name, values in (("sequences.jsonl", lines), ("rows.jsonl", rows)):
+        (tmp_path / "report" / name).write_text("".join(json.dumps(value) + "\n" for value in values))
+    assert sequences.take_over(experiment, [tmp_path / "report"]) == ["given/base", "given/lora/seed-0"]
+    assert [job.name for job in experiment.standing.waiting] == ["given/lora/seed-1"]
+    assert sequences.take_over(experiment, [tmp_path / "report"]) == []
+    found = collect_sequences([tmp_path / "e"])
+    assert found.sequences == lines and found.rows == rows
+    other = Experiment(recipe.model_copy(update={"training": {"batch_size": 3}}), "tiny", tmp_path / "o")
+    assert sequences.take_over(other, [tmp_path / "report"]) == ["given/base"]
