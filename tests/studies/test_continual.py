@@ -15,6 +15,7 @@ from iclm.studies.continual import sequence as sequences
 from iclm.studies.continual.recipe import ContinualRecipe, load_continual, told_boundaries, training_recipe
 from iclm.studies.continual.runner import Experiment, sequence_jobs
 from iclm.studies.continual.sequence import TaskSequence
+from iclm.studies.continual.stream import Stream
 from iclm.studies.continual.units import Reader
 
 ROOT = Path(__file__).parents[2]
@@ -402,6 +403,8 @@ def test_a_frozen_invariant_module_has_a_frozen_aggregator(values, tmp_path):
         assert (gates[0] == gates[-1]) == same
 
 
+SOURCE = {"acre": "IID", "problems": 1, "format": "text"}
+TASK = {"train": [SOURCE], "test": [SOURCE]}
 UNKNOWN = {"iclm": {"boundaries": "unknown"}}
 
 # -- streams -----------------------------------------------------------------------------------------------------------
@@ -415,6 +418,22 @@ def test_between_tasks_that_are_learned_together_nothing_was_measured(values, tm
     assert [unit["ends"] for unit in done["units"]] == [["one", "two"]]
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert {row["trained_through"] for row in rows} == {2}
+
+
+@pytest.mark.parametrize("change", ["starts", "unit", "points"])
+def test_a_damaged_stream_is_named_and_a_changed_task_refused(change):
+    class Fixed:  # what a stream needs of a reader
+        order = ("a", "b")
+        recipe = ContinualRecipe.model_validate({"tasks": {"a": TASK, "b": TASK}, "methods": {"iclm": {}}})
+
+        def train_examples(self, task):
+            return ["x"] * 3
+
+    values = Stream(Fixed()).values | {"starts": [0], "end": 4, "next": 1}
+    with pytest.raises(DataError, match="task 'a' has 3 training examples now; it had 4"):
+        Stream(Fixed(), values)
+    with pytest.raises(CheckpointError, match="where the stream stood is damaged"):
+        Stream(Fixed(), {name: value for name, value in values.items() if name != change})
 
 
 def test_a_task_of_a_stream_is_read_when_its_turn_comes_and_then_no_more(values, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from iclm.data.collation import EncodedExample
-from iclm.errors import CheckpointError, DataError
+from iclm.errors import CheckpointError, DataError, ICLMError
 from iclm.model.configuration_iclm import default_name
 from iclm.studies.continual.novelty import Calibration, Segmenter, Unit
 from iclm.studies.continual.pieces import Piece, make_piece
@@ -47,9 +47,7 @@ class Stream:
         tensors: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.reader = reader
-        self.items: dict[
-            int, tuple[str, EncodedExample]
-        ] = {}  # that were read and not trained, by number in the stream
+        self.items: dict[int, tuple[str, EncodedExample]] = {}  # read and not trained, by number in the stream
         self.starts: list[int] = []  # number of the first example of each task that was read
         self.end = self.next = 0  # numbers of the first example that was not read, and that was not looked at
         self.done: Counter[str] = Counter()  # trained examples of each task
@@ -58,6 +56,8 @@ class Stream:
         if values is not None:
             try:
                 self._take_up(values, tensors or {})
+            except ICLMError:  # of the data that are read again
+                raise
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise CheckpointError(f"where the stream stood is damaged: {error!r}") from error
 
