@@ -276,6 +276,7 @@ def make_collected():
                     "reference": "lora",
                     "tuned_as": changes.get("tuned_as"),
                     "tuned_on": None,
+                    "compared_with": changes.get("compared_with", []),
                 }
                 rows = []
                 for source, (regime, form) in enumerate(sources):

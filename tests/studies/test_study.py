@@ -379,6 +379,10 @@ PANELS = [{**LETTERS[0], "ask": "panel"}]
             "name a method with tries of its own",
         ),
         ({"reference": "x"}, "reference is 'x'"),
+        (
+            {"methods": {**{name: {} for name in ("base", "lora", "iclm-no-mi")}, "iclm": {"compared_with": ["lora"]}}},
+            "methods.iclm.compared_with names 'lora'; name methods other than itself, the reference",
+        ),
         ({"methods": {"lora": {"modle": {}}}}, r"methods\.lora\.modle is not a recipe key; did you mean model\?"),
         ({"search": {**SEARCH, "space": {"training.learning_rate": {"low": 2, "high": 1}}}}, "low must be below high"),
         ({"seeds": [1]}, "seeds is not a recipe key"),
@@ -411,7 +415,20 @@ PANELS = [{**LETTERS[0], "ask": "panel"}]
     ],
     ids=[
         *("method", "data", "seed", "tuned_as", "base", "no_strategy", "no_kind", "strategy", "tuned", "untunable"),
-        *("reference", "typo", "range", "section", "space", "field", "lost", "split", "same", "shifted", "asked"),
+        *(
+            "reference",
+            "compared",
+            "typo",
+            "range",
+            "section",
+            "space",
+            "field",
+            "lost",
+            "split",
+            "same",
+            "shifted",
+            "asked",
+        ),
     ],
 )
 def test_faults_of_a_recipe_are_named(values, tmp_path, change, message):

@@ -118,6 +118,17 @@ def test_what_is_compared_with_what(summary):
     assert pairs["module"] == {(m, module, m, "mixture") for m in ("iclm", "iclm-no-mi") for module in alone}
 
 
+def test_a_method_is_compared_with_those_that_the_recipe_names(make_collected):
+    methods = {"lora": {"mixture": 0.5}, "wide": {"mixture": 0.6}, "iclm": {"mixture": 0.7, "invariant": 0.6}}
+    found = summarise(make_collected(methods, lines={"iclm": {"compared_with": ["wide"]}}), resamples=200)
+    further = [one for one in found["comparisons"] if one["question"] == "further"]
+    assert {(one["method"], one["module"], one["against"]) for one in further} == {("iclm", "mixture", "wide")}
+    one = only(further, group=OUT, **WHOLE)
+    means = {m: only(found["figures"], group=OUT, **WHOLE, method=m, module="mixture")["mean"] for m in methods}
+    assert one["difference"] == pytest.approx(means["iclm"] - means["wide"], abs=1e-5)
+    assert one["p_holm"] == one["p"], "a family of its own"
+
+
 def test_a_difference_is_that_of_the_means_over_common_seeds(summary):
     figures = {
         m: only(summary["figures"], group=OUT, **WHOLE, method=m, module="mixture") for m in ("base", "lora", "iclm")

@@ -6,6 +6,7 @@
     DATA/modules        each module of a method alone, and its mixture with oracle routing
     DATA/comparisons    every method against the reference
     DATA/ablations      ablations against what they are an ablation of
+    DATA/further        methods against others that the recipe names (`compared_with`)
     DATA/parts          modules and oracle routing against the mixture
     DATA/cost           seconds, parameters and examples of training
     DATA/chosen         the hyper-parameters that were chosen
@@ -26,7 +27,16 @@ from typing import Any
 from rich.table import Table
 
 from iclm.report.paper import FIGURES, SOURCE
-from iclm.studies.study.groups import AGAINST_MIXTURE, AGAINST_REFERENCE, AGAINST_WHOLE, IN, MAIN, OUT, ROUTED
+from iclm.studies.study.groups import (
+    AGAINST_FURTHER,
+    AGAINST_MIXTURE,
+    AGAINST_REFERENCE,
+    AGAINST_WHOLE,
+    IN,
+    MAIN,
+    OUT,
+    ROUTED,
+)
 
 HARD = "indirect"  # the kind of question that stands beside every overall figure: no shallow rule answers it
 NONE = "–"
@@ -194,6 +204,8 @@ class _Part:
         yield self.comparison_table("comparisons", AGAINST_REFERENCE, title, columns)
         title = "ablations against what they are an ablation of"
         yield self.comparison_table("ablations", AGAINST_WHOLE, title, columns)
+        title = "methods against others that the recipe names"
+        yield self.comparison_table("further", AGAINST_FURTHER, title, columns)
         title = "modules alone and oracle routing against the mixture"
         yield self.comparison_table("parts", AGAINST_MIXTURE, title, [g for g in columns if g["kind"] is None])
 

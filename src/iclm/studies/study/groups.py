@@ -10,7 +10,8 @@ always either as published or strictly rendered, never both. Of each group there
 
     figures        accuracy of every method and module, mean over seeds with interval
     comparisons    paired differences with interval and p-value: every method against the reference, an ablation against what it
-                   is an ablation of, a module (or oracle routing) against the mixture that it is part of
+                   is an ablation of, a method against others that the recipe names, a module (or oracle routing) against the
+                   mixture that it is part of
 
 p-values are corrected (Holm) over the comparisons of one data set, group and question.
 """
@@ -34,7 +35,7 @@ from iclm.studies.study.strategy import MODULE as STRATEGY
 IN, OUT = "in distribution", "out of distribution"
 MAIN = ("mixture", STRATEGY)  # modules that answer for their method
 ROUTED = "routed"  # alone the domain module of the router's choice, where that is one for all questions of each source
-AGAINST_REFERENCE, AGAINST_WHOLE, AGAINST_MIXTURE = "reference", "ablation", "module"
+AGAINST_REFERENCE, AGAINST_WHOLE, AGAINST_FURTHER, AGAINST_MIXTURE = "reference", "ablation", "further", "module"
 _DIGITS = 6
 
 
@@ -277,7 +278,7 @@ def summarise(found: Collected, *, reference: str | None = None, resamples: int 
             summary["groups"].append({**head, **group.label, **_about(results, group)})
             summary["figures"] += [{**head, **group.label, **figure} for figure in _figures(results, group)]
             family = [{**head, **group.label, **one} for one in _comparisons(results, group, against, resamples)]
-            for question in (AGAINST_REFERENCE, AGAINST_WHOLE, AGAINST_MIXTURE):
+            for question in (AGAINST_REFERENCE, AGAINST_WHOLE, AGAINST_FURTHER, AGAINST_MIXTURE):
                 same = [one for one in family if one["question"] == question]
                 for one, p in zip(same, holm([one["p"] for one in same]), strict=True):
                     one["p_holm"] = _rounded(p)
@@ -338,9 +339,11 @@ def _mean(values: Sequence[float], bounds: tuple[float, float] | None = None) ->
 def _pairs(results: DataResults, group: Group, reference: str | None) -> Iterator[tuple[str, str, str, str, str]]:
     """What is compared on a group: question, method and module, against which method and module."""
     tuned_as = {job.line["method"]: job.line["tuned_as"] for job in results.jobs}
+    compared_with = {job.line["method"]: job.line.get("compared_with", ()) for job in results.jobs}
     for method in results.methods:
         main = results.main(method)
-        for question, other in ((AGAINST_REFERENCE, reference), (AGAINST_WHOLE, tuned_as[method])):
+        further = [(AGAINST_FURTHER, other) for other in compared_with[method]]
+        for question, other in ((AGAINST_REFERENCE, reference), (AGAINST_WHOLE, tuned_as[method]), *further):
             if other is not None and other != method and other in results.methods:
                 yield question, method, main, other, results.main(other)
         for module in results.answering(method, group)[1:] if group.kind is None else ():

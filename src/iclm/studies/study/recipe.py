@@ -143,6 +143,8 @@ class Method(Section):
     """Settings of the gate (xlora only); null means PEFT's defaults."""
     tuned_as: str | None = None
     """The method whose chosen hyper-parameters it takes, so that an ablation differs in one thing; null means its own tries."""
+    compared_with: list[str] = Field(default_factory=list)
+    """Methods that it is compared with beside the reference and what it is an ablation of, such as LoRA of as many parameters."""
 
     @model_validator(mode="after")
     def _fits(self) -> Method:
@@ -292,6 +294,12 @@ class StudyRecipe(Section):
                     f"grid.{number}.seeds holds {self.search.seed}, the seed of the search; its trainings must not be reported"
                 )
         for name, method in self.methods.items():
+            for against in method.compared_with:
+                if against not in self.methods or against in (name, method.tuned_as, self.reference):
+                    raise ValueError(
+                        f"methods.{name}.compared_with names {against!r}; name methods other than itself, the reference and "
+                        "what it is tuned as, with which it is compared anyway"
+                    )
             other = method.tuned_as
             if other is None:
                 continue

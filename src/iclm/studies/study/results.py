@@ -164,6 +164,7 @@ def _of_grid(study: StudyRecipe, found: _Found, failed: Set[str]) -> Collected:
         line["chosen"] = {name: value_of(spec["recipe"], name) for name in sorted(searched)}
         line |= {"reference": study.reference, "tuned_as": study.methods[job.method].tuned_as}
         line["tuned_on"] = study.data[job.data].tuned_as
+        line["compared_with"] = study.methods[job.method].compared_with
         part.jobs.append(FinishedJob(line, rows, done["questions"]))
     return part
 
@@ -178,6 +179,7 @@ def _of_no_grid(found: _Found) -> Collected:
             "reference": None,
             "tuned_as": None,
             "tuned_on": None,
+            "compared_with": [],
         }
         _add(part, Collected([FinishedJob(line, rows, done["questions"])]))
     return part
