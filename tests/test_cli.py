@@ -255,10 +255,9 @@ def test_training_prints_its_result_alone_on_stdout(iclm, workplace):
 def test_a_diverged_training_is_no_fault_of_the_command_line(iclm, workplace):
     diverge = ("training.learning_rate=1e30", "training.max_grad_norm=0", "training.warmup=0", "training.epochs=3")
     found = iclm("train", "recipe.yaml", *diverge, "--out", "other", "--json")
-    if found.code == 0:
-        json.loads(found.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    else:
-        found.refused(progress=True)
+    assert "has diverged: weights of other are not finite; train anew" in found.refused(progress=True)
+    record = (workplace / "other" / "run.json").read_text()
+    assert json.loads(record, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["diverged"]
 
 
 def test_training_with_validation_reports_it(iclm, workplace):
@@ -557,6 +556,10 @@ def test_a_folder_that_is_no_run_is_named(iclm, workplace, name):
     assert f"error: {name} " in iclm("generate", name, "--prompt", "x").refused()
 
 
+def test_a_prompt_that_is_no_text_is_refused(iclm, workplace):
+    assert "UTF-8" in iclm("generate", "run", "--prompt", b"\xff".decode(errors="surrogateescape")).refused()
+
+
 def test_a_base_whose_weights_changed_since_the_training_is_refused(iclm, workplace, tiny_llama_folder):
     from safetensors.torch import load_file, save_file
 
@@ -575,6 +578,10 @@ def test_a_base_whose_weights_changed_since_the_training_is_refused(iclm, workpl
         ("data", "acre", "--regime", "IID", "--problems", "0", "--out", "new.json"),
         ("data", "acre", "--regime", "IID", "--problems", "1", "--out", "IID_val.json"),
         ("data", "render", "nowhere.json", "--format", "text", "--out", "new.jsonl"),
+        ("data", "render", "IID_val.json", "--format", "text", "--open", "--out", "new.jsonl"),
+        ("data", "render", "IID_val.json", "--format", "text", "--out", "IID_val.json", "--overwrite"),
+        ("data", "audit", "IID_val.json", "--format", "foo"),
+        ("train", "recipe.yaml", "training.weight_decay=inf", "--out", "new"),
         ("data", "render", "IID_val.json", "--format", "xml", "--out", "new.jsonl"),
         ("data", "render", "IID_val.json", "--format", "text", "--out", "IID_val_text.jsonl"),
         ("data", "solve", "nowhere.json"),

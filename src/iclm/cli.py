@@ -30,7 +30,7 @@ from iclm.cli_shared import (
     quiet_libraries,
     stdout,
 )
-from iclm.errors import ICLMError
+from iclm.errors import ConfigurationError, ICLMError
 from iclm.version import __version__
 
 app = typer.Typer(
@@ -121,6 +121,11 @@ def train(
     _, record = train_run(loaded, out, overwrite=overwrite, resume=resume)
     if not is_first():
         return
+    if record["diverged"]:
+        raise ConfigurationError(
+            f"the training has diverged: weights of {out} are not finite; train anew, for instance with a smaller "
+            "training.learning_rate"
+        )
     report = None
     if loaded.data.validation:
         note("validation")
@@ -302,6 +307,10 @@ def generate(
     loaded = load_run(run, base=base, quantization=quantization)
     # a shell's pipe ends in a line break that nobody means
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes that Python could not decode
+        raise ConfigurationError("the prompt is not UTF-8 text") from error
     result = answer(loaded, text, module=module, domain=domain, max_new_tokens=max_new_tokens)
     if as_json:
         print_json(result)

@@ -38,7 +38,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe of a sequence in YAML.")],
     out: Annotated[Path, typer.Option(help="Folder to make; one that was begun is gone on with.")],
     boundaries: Boundaries = None,
-    only: Annotated[list[str] | None, typer.Option(help="Jobs whose name contains this, as in short/iclm.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Jobs whose name contains this, as in forward/iclm/.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
     known: Annotated[
         list[Path] | None,

@@ -148,7 +148,9 @@ def data_render(
     """
     from iclm.data.commands import render_file
 
-    summary = render_file(file, format, "strict" if strict else "official", out, regime, split, extras, seed, overwrite)
+    summary = render_file(
+        file, format, "strict" if strict else "official", out, regime, split, extras, seed, overwrite, open_answer
+    )
     report_written(summary, out, as_json)
 
 
@@ -176,7 +178,7 @@ def data_conformance(
     folder: Annotated[Path, typer.Argument(help="Folder with the official files in acre/ and raven/.")],
     as_json: Json = False,
 ) -> None:
-    """Check solvers, renderings and generators against the official files in a folder.
+    """Check solvers, renderings and generators against the official files in a folder; exit code 1 if one does not pass.
 
     Example: iclm data conformance official/
     """
@@ -189,6 +191,8 @@ def data_conformance(
         print_json(rows)
     else:
         stdout().print(conformance_table(rows))
+    if not all(row["passed"] for row in rows):
+        raise typer.Exit(1)
 
 
 @app.command("audit")

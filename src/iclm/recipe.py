@@ -37,7 +37,9 @@ def _kinds(annotation: Any) -> set[Any]:
 class Section(BaseModel):
     """Base of all sections: no unknown keys, no silent conversions, docstrings as descriptions."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @field_validator("*", mode="before")
     @classmethod

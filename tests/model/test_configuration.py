@@ -114,3 +114,10 @@ def test_dtype_of_the_base_cannot_be_changed_by_to(make_iclm):
     with pytest.raises(ConfigurationError, match="dtype"):
         model.to(torch.bfloat16)
     assert model.to("cpu") is model
+
+
+def test_a_setting_that_there_is_not_is_refused_with_what_was_meant(tiny_llama_folder):
+    from iclm.model import ICLMForCausalLM
+
+    with pytest.raises(ConfigurationError, match=r"routr is not a setting of an ICLM; did you mean router\?"):
+        ICLMForCausalLM.from_base(str(tiny_llama_folder), routr="kmeans")

@@ -9,7 +9,8 @@ from safetensors import safe_open
 
 from iclm.errors import ConfigurationError, DataError, ICLMError
 from iclm.evaluation.runs import load_run
-from iclm.recipe import load_recipe
+from iclm.recipe import dump_recipe, load_recipe
+from iclm.training.folder import check_folder
 from iclm.training.run import train
 from iclm.version import __version__
 
@@ -198,6 +199,46 @@ def test_a_folder_that_is_no_run_is_not_touched(make_recipe, tmp_path, options):
     with pytest.raises(ICLMError):
         train(make_recipe(method="lora"), folder, progress_bar=False, **options)
     assert files(folder) == {"model.safetensors": b"not ours"}
+
+
+def test_a_run_that_holds_something_else_too_is_not_replaced(make_recipe, tmp_path):
+    out = tmp_path / "run"
+    train(make_recipe(method="lora"), out, progress_bar=False)
+    (out / "notes").mkdir()
+    (out / "notes" / "thesis.tex").write_text("mine")
+    before = files(out)
+    with pytest.raises(ConfigurationError, match="holds notes, which no run leaves"):
+        train(make_recipe(method="lora"), out, overwrite=True, progress_bar=False)
+    assert files(out) == before
+
+
+def test_somebodys_own_recipe_is_no_run(make_recipe, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: {train: [{acre: IID, problems: 1, format: text}]}\n")
+    before = files(tmp_path)
+    with pytest.raises(ConfigurationError, match="is not a run folder"):
+        train(make_recipe(method="lora"), tmp_path, overwrite=True, progress_bar=False)
+    assert files(tmp_path) == before
+    recipe = make_recipe(method="lora")
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))  # a run that was killed at once
+    check_folder(tmp_path, overwrite=True, resume=False)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(make_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    with pytest.raises(ConfigurationError, match=r"run cannot be written: no permission to write to "):
+        train(make_recipe(method="lora"), tmp_path / "run", progress_bar=False)
+
+
+def test_a_training_that_diverged_says_so(make_recipe, tmp_path):
+    from iclm.errors import CheckpointError
+    from iclm.evaluation.evaluate_run import answer
+    from iclm.evaluation.runs import load_run
+
+    recipe = make_recipe(method="lora", training=DIVERGED)
+    _, record = train(recipe, tmp_path / "run", progress_bar=False)
+    assert record["diverged"]
+    with pytest.raises(CheckpointError, match=r"has diverged; train anew"):
+        answer(load_run(tmp_path / "run"), "1 + 1 = ")
 
 
 def test_an_empty_folder_may_become_a_run(make_recipe, tmp_path):

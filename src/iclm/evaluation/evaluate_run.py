@@ -16,7 +16,7 @@ from iclm.data.loading import problem_kind, read_source, source_name
 from iclm.errors import ConfigurationError, DataError
 from iclm.evaluation.evaluate import ModuleResult, evaluate, evaluate_generation, greedy, module_names, routing_of
 from iclm.evaluation.independence import independence_report
-from iclm.evaluation.runs import Run, context_length
+from iclm.evaluation.runs import Run, check_finite, context_length
 from iclm.model import Route
 from iclm.model.configuration_iclm import describe
 from iclm.recipe import DataSource, parse_columns
@@ -128,6 +128,7 @@ def evaluate_run(
     Raises:
         ICLMError: a source or an option that cannot be used.
     """
+    check_finite(run)
     if routing not in ("learned", "oracle"):
         raise ConfigurationError(f"routing is {routing!r}; use learned or oracle")
     names = module_names(run.model, module, oracle=routing == "oracle")
@@ -203,6 +204,7 @@ def answer(
         ConfigurationError: an unknown module or domain.
         DataError: an empty prompt, or one that does not fit the model's context.
     """
+    check_finite(run)
     model, tokenizer = run.model, run.tokenizer
     model.module_number(module)
     if domain is not None and (model.router is None or module != "mixture"):

@@ -61,6 +61,21 @@ def domains_of(record: dict[str, Any]) -> dict[str, int]:
     return dict(record.get("domain_modules") or {name: number for number, name in enumerate(names)})
 
 
+def diverged(model: torch.nn.Module) -> bool:
+    """Whether a trained parameter is not a finite number."""
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return not all(bool(torch.isfinite(parameter).all()) for parameter in trained)
+
+
+def check_finite(run: Run) -> None:
+    """Raise `CheckpointError` where a run's weights are no numbers, so that nothing it says means anything."""
+    if diverged(run.model):
+        raise CheckpointError(
+            f"{run.folder} has weights that are not finite: its training has diverged; train anew, for instance with a smaller "
+            "training.learning_rate"
+        )
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """What run.json of a finished run says.
 

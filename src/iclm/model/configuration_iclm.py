@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -32,6 +34,16 @@ WHOLE_NUMBERS = (
 )
 RESERVED = ("mixture", "invariant", "oracle", "base")  # names of figures, never of a domain module
 MIXES = ("fixed", "gate", "low_rank")
+
+
+def check_settings(settings: Iterable[str]) -> None:
+    """Raise `ConfigurationError` for a name that is no field of `ICLMConfig`, which would be kept and change nothing."""
+    known = [name for name in inspect.signature(ICLMConfig.__init__).parameters if name not in ("self", "kwargs")]
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise ConfigurationError(f"{name} is not a setting of an ICLM; {hint}")
 
 
 class ICLMConfig(PreTrainedConfig):

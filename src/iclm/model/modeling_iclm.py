@@ -25,7 +25,7 @@ from iclm.model.attention import use_fast_attention
 from iclm.model.backbone import Head, anatomy, check_head, freeze, identify, load_base, require_decoder
 from iclm.model.cache import ICLMCache
 from iclm.model.compiling import compile_layers
-from iclm.model.configuration_iclm import ICLMConfig
+from iclm.model.configuration_iclm import ICLMConfig, check_settings
 from iclm.model.generation import RoutedGenerationMixin
 from iclm.model.independence import build_independence
 from iclm.model.losses import before_labels, five_term_loss
@@ -123,8 +123,9 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
 
         Raises:
             BackboneError: a base that cannot be found, read or adapted.
-            ConfigurationError: a setting out of its range.
+            ConfigurationError: a setting out of its range, or one that there is not.
         """
+        check_settings(settings)
         config = config if config is not None else ICLMConfig(**settings)
         if isinstance(base, str):
             config.base["name"] = base

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from iclm.data.files import atomic_write
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.runs import FINISHED
 from iclm.model.checkpoint import read_json
-from iclm.recipe import Recipe, parse_recipe
+from iclm.recipe import Recipe, dump_recipe, parse_recipe
 from iclm.training.stages import Stage, stages_of
 from iclm.training.trainer import checkpoint_step
 
@@ -37,17 +38,34 @@ CHECKPOINTS = "checkpoints"
 STAGES = "stages"
 RECIPE = "recipe.yaml"
 LOG = "log.jsonl"
+# what a run leaves: model and tokenizer as transformers writes them, and what commands add to a run
+OURS = (
+    *(
+        RECIPE,
+        LOG,
+        FINISHED,
+        STAGES,
+        CHECKPOINTS,
+        "config.json",
+        "generation_config.json",
+        "*.safetensors",
+        "*.index.json",
+    ),
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*chat_template*"),
+    *("diagnosis", "quickstart.json", "quickstart.jsonl", "lora", ".*.part", ".*.tmp"),
+)
 CLOCK = "seconds.json"  # in a checkpoint: how long the training had taken, and in how many processes
 
 
 def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
     """Raise `ConfigurationError` if a run cannot be made in a folder; changes nothing."""
+    check_writable(out)
     for place in (out, *out.parents):
         if place.exists() and not place.is_dir():
             raise ConfigurationError(f"{place} is a file; --out {out} names a folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    is_run = (out / RECIPE).is_file()
+    is_run = _is_run(out, resume=resume)
     if not is_run and (overwrite or resume):
         raise ConfigurationError(
             f"{out} is not a run folder, so it is neither replaced nor resumed; choose another --out"
@@ -55,6 +73,34 @@ def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
     if not overwrite and not resume:
         hint = "pass --overwrite to replace it" + (", or --resume to go on" if is_run else "")
         raise ConfigurationError(f"{out} exists; {hint}")
+    foreign = sorted(path.name for path in out.iterdir() if not any(fnmatch(path.name, own) for own in OURS))
+    if overwrite and foreign:
+        raise ConfigurationError(
+            f"{out} holds {foreign[0]}, which no run leaves; only a run folder with nothing else is replaced: move it, or "
+            "choose another --out"
+        )
+
+
+def _is_run(out: Path, *, resume: bool) -> bool:
+    """Whether a folder holds a run: a recipe that was only just written out is one to go on with, but somebody's own recipe none."""
+    if not (out / RECIPE).is_file():
+        return False
+    if resume or any((out / name).exists() for name in (FINISHED, LOG, CHECKPOINTS, STAGES)):
+        return True
+    found = _recipe(out / RECIPE)
+    return found is not None and dump_recipe(found) == (out / RECIPE).read_text(encoding="utf-8")
+
+
+def check_writable(out: Path) -> None:
+    """Raise `ConfigurationError` if nothing can be written to a folder that is there or is to be made; changes nothing."""
+    place = out
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+    except OSError as error:
+        raise ConfigurationError(f"{out} cannot be written: {error.strerror}") from error
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{out} cannot be written: no permission to write to {place}")
 
 
 def clear_folder(out: Path) -> None:

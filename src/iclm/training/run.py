@@ -24,7 +24,7 @@ from iclm.data.collation import Pack, encode
 from iclm.data.files import atomic_write
 from iclm.data.loading import read_sources, training_data
 from iclm.errors import CheckpointError, ConfigurationError
-from iclm.evaluation.runs import FINISHED, context_length
+from iclm.evaluation.runs import FINISHED, context_length, diverged
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import load_own_state, read_weights
 from iclm.model.quantization import check_quantization
@@ -190,7 +190,10 @@ def train(
     if is_first():
         if place.weights is None:
             clear_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"{out} cannot be written: {error.strerror}") from error
         with atomic_write(out / RECIPE, overwrite=True) as stream:
             stream.write(dump_recipe(recipe))
         keep_log(out / LOG, place.step)
@@ -214,6 +217,7 @@ def train(
         "examples_seen": sum(record["examples_seen"] for record in records),
         "steps": sum(record["steps"] for record in records),
         "train_loss": records[-1]["train_loss"],
+        "diverged": diverged(model),
         "train_seconds": round(sum(record["train_seconds"] for record in records), 2),
         "total_seconds": round(time.perf_counter() - started, 2),
         "stages": records,

@@ -22,7 +22,7 @@ import torch
 
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.evaluate_run import read_for
-from iclm.evaluation.runs import FINISHED, Run, domains_of, load_run, read_record
+from iclm.evaluation.runs import FINISHED, Run, check_finite, domains_of, load_run, read_record
 from iclm.model import ICLMConfig
 from iclm.model.checkpoint import read_config, read_json, read_weights
 from iclm.model.configuration_iclm import LEARNED_ROUTERS, default_name, describe
@@ -258,6 +258,7 @@ def export_adapter(
     config, _ = _described(Path(folder))
     number = module_named(config, module)  # before the base is loaded
     run = load_run(folder, base=base)
+    check_finite(run)
     _replace(out, lambda part: write_adapter(run.model, number, part))
     place = "invariant" if number == INVARIANT else default_name(number - 1)
     name = place if number == INVARIANT else config.names[number - 1]

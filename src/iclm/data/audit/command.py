@@ -41,6 +41,8 @@ def audit_files(
         ICLMError: a file or an option that cannot be used.
     """
     splits: dict[str, list[Example]] = {}
+    if format not in (None, "symbolic", "text"):
+        raise ConfigurationError(f"format is {format!r}; use symbolic or text")
     mapping = parse_columns(columns)
     for argument in files:
         name, equals, path = argument.partition("=")
