@@ -185,6 +185,16 @@ def test_unknown_boundaries_find_tasks_that_differ(experiment):
     assert [task for unit in done["units"] for task in unit["ends"]] == list(TASKS)
 
 
+class KilledError(Exception):
+    """A process that is killed."""
+
+
+def keep_and_die(self, keep=TaskSequence.keep):
+    """In place of `TaskSequence.keep`."""
+    keep(self)
+    raise KilledError
+
+
 @pytest.mark.parametrize("method", ["iclm", "lora-ewc", "lora-replay", "iclm-unknown"])
 def test_a_sequence_killed_between_and_within_tasks_ends_in_the_same_matrix(
     method, values, experiment, tmp_path, monkeypatch
@@ -194,19 +204,10 @@ def test_a_sequence_killed_between_and_within_tasks_ends_in_the_same_matrix(
     whole = write_job(tmp_path / "whole", saving, method)
     jobs.run_job(whole)
     folder = write_job(tmp_path / "cut", saving, method)
-    keep, train = TaskSequence.keep, sequences.train_stage
-
-    class KilledError(Exception):
-        pass
-
-    def keep_and_die(self):
-        keep(self)
-        raise KilledError
-
-    monkeypatch.setattr(TaskSequence, "keep", keep_and_die)
-    with pytest.raises(KilledError):
+    train = sequences.train_stage
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(TaskSequence, "keep", keep_and_die)
         jobs.run_job(folder)
-    monkeypatch.setattr(TaskSequence, "keep", keep)
 
     def train_and_die(trainer, place):
         from transformers import TrainerCallback
@@ -441,15 +442,7 @@ def test_a_task_of_a_stream_is_read_when_its_turn_comes_and_then_no_more(values,
     train_examples = Reader.train_examples
     monkeypatch.setattr(Reader, "train_examples", lambda self, task: read.append(task) or train_examples(self, task))
     folder = write_job(tmp_path / "job", values, methods=UNKNOWN, novelty={"chunk": 12, "margin": 0.01})
-    keep, read_by = TaskSequence.keep, []
-
-    class KilledError(Exception):
-        pass
-
-    def keep_and_die(self):
-        keep(self)
-        raise KilledError
-
+    read_by = []
     monkeypatch.setattr(TaskSequence, "keep", keep_and_die)
     for _ in range(20):
         read.clear()
