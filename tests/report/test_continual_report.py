@@ -118,7 +118,7 @@ def test_tables_show_figures_with_their_intervals_and_signs(found):
     lora = next(text for text in tables["tiny/metrics"].splitlines() if "| lora |" in text)
     assert "| 0.600 [0.00 1.00] |" in lora and "| -0.600 [" in lora and lora.endswith("| 2 | – | 0 | 100 | – | 30 |")
     iclm = next(text for text in tables["tiny/metrics"].splitlines() if "| iclm |" in text)
-    assert iclm.endswith("| 2 | 2 | 50 | 30 |")
+    assert iclm.endswith("| 2 | 2 | 50 | 150 | – | 30 |")
     assert "| b | 0.60 | 0.80 |" in tables["tiny/matrix/o/iclm"]
     assert "| 2 | 0.900 | 0.000 | 1 of 1 | +0.0 | 1.00 |" in tables["tiny/thresholds"]
     assert all(len(cells) == len(grid.header) for grid in grids(summarise(found)) for cells in grid.rows)
