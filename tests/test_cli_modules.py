@@ -348,6 +348,17 @@ def test_the_last_module_is_not_removed(done, refused, workplace):
     assert "last domain module" in refused("modules", "run", "remove", "symbolic", "--with-code", "--overwrite")
 
 
+@pytest.mark.parametrize("command", [("rename", "text", "words"), ("export", "text")], ids=" ".join)
+def test_a_folder_that_holds_something_else_too_is_not_replaced(done, refused, workplace, command):
+    done("modules", "run", *command, "--out", "made")
+    (workplace / "made" / "thesis.tex").write_text("mine")
+    before = snapshot("made")
+    assert "holds thesis.tex" in refused("modules", "run", *command, "--out", "made", "--overwrite")
+    assert snapshot("made") == before
+    (workplace / "made" / "thesis.tex").unlink()
+    done("modules", "run", *command, "--out", "made", "--overwrite")
+
+
 # -- export ------------------------------------------------------------------------------------------------------------
 
 

@@ -207,7 +207,9 @@ def test_a_run_that_holds_something_else_too_is_not_replaced(make_recipe, tmp_pa
     (out / "notes").mkdir()
     (out / "notes" / "thesis.tex").write_text("mine")
     before = files(out)
-    with pytest.raises(ConfigurationError, match="holds notes, which no run leaves"):
+    with pytest.raises(
+        ConfigurationError, match="holds notes, which is none of its files; a run folder is replaced only"
+    ):
         train(make_recipe(method="lora"), out, overwrite=True, progress_bar=False)
     assert files(out) == before
 

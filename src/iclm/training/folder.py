@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -73,11 +73,17 @@ def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
     if not overwrite and not resume:
         hint = "pass --overwrite to replace it" + (", or --resume to go on" if is_run else "")
         raise ConfigurationError(f"{out} exists; {hint}")
-    foreign = sorted(path.name for path in out.iterdir() if not any(fnmatch(path.name, own) for own in OURS))
-    if overwrite and foreign:
+    if overwrite:
+        check_own(out, OURS, "a run folder")
+
+
+def check_own(out: Path, own: Iterable[str], what: str) -> None:
+    """Raise `ConfigurationError` if a folder that is to be replaced holds anything but its own files, given as patterns."""
+    foreign = sorted(path.name for path in out.iterdir() if not any(fnmatch(path.name, name) for name in own))
+    if foreign:
         raise ConfigurationError(
-            f"{out} holds {foreign[0]}, which no run leaves; only a run folder with nothing else is replaced: move it, or "
-            "choose another --out"
+            f"{out} holds {foreign[0]}, which is none of its files; {what} is replaced only where it holds nothing else: move it, "
+            "or choose another --out"
         )
 
 

@@ -26,13 +26,14 @@ from iclm.evaluation.runs import FINISHED, Run, check_finite, domains_of, load_r
 from iclm.model import ICLMConfig
 from iclm.model.checkpoint import read_config, read_json, read_weights
 from iclm.model.configuration_iclm import LEARNED_ROUTERS, default_name, describe
-from iclm.model.peft_format import CONFIG, fit_adapter, read_adapter, write_adapter
+from iclm.model.peft_format import CONFIG, WEIGHTS, fit_adapter, read_adapter, write_adapter
 from iclm.model.plan import INVARIANT
 from iclm.model.surgery import add_module, remove_module, rename_module, share_routed_to
 from iclm.recipe import DataSource
-from iclm.training.folder import LOG, finite, write_folder, write_record
+from iclm.training.folder import LOG, OURS, check_own, finite, write_folder, write_record
 
 DIAGNOSIS = "diagnosis"  # where `iclm diagnose` leaves what it found, unless told otherwise
+ADAPTER = (CONFIG, WEIGHTS, "README.md")  # what an adapter folder of PEFT holds
 FEATURE_TOKENS = 4096  # of a batch of prompts, padding included
 
 
@@ -254,7 +255,7 @@ def export_adapter(
         ICLMError: no run, no such module, or a folder that must not be written.
     """
     out = Path(out)
-    _may_write(out, CONFIG, "an adapter folder", overwrite)
+    _may_write(out, CONFIG, "an adapter folder", ADAPTER, overwrite)
     config, _ = _described(Path(folder))
     number = module_named(config, module)  # before the base is loaded
     run = load_run(folder, base=base)
@@ -310,11 +311,11 @@ def _place(folder: Path, out: str | Path | None, overwrite: bool) -> Path:
     one, two = folder.resolve(), target.resolve()
     if one != two and (one in two.parents or two in one.parents):
         raise ConfigurationError(f"--out {out} and the run {folder} lie in each other; choose another --out")
-    _may_write(target, FINISHED, "a run folder", overwrite)
+    _may_write(target, FINISHED, "a run folder", OURS, overwrite)
     return target
 
 
-def _may_write(out: Path, mark: str, what: str, overwrite: bool) -> None:
+def _may_write(out: Path, mark: str, what: str, own: Sequence[str], overwrite: bool) -> None:
     """Raise `ConfigurationError` unless a folder is new, empty, or may be replaced and holds what it should."""
     for place in (out, *out.parents):
         if place.exists() and not place.is_dir():
@@ -325,6 +326,7 @@ def _may_write(out: Path, mark: str, what: str, overwrite: bool) -> None:
         raise ConfigurationError(f"{out} exists; pass --overwrite to replace it")
     if not (out / mark).is_file():
         raise ConfigurationError(f"{out} is not {what}, so it is not replaced; choose another --out")
+    check_own(out, own, what)
 
 
 def _change(
