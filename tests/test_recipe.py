@@ -438,3 +438,18 @@ def test_a_recipe_that_cannot_be_extended_is_named(tmp_path, files, words):
 )
 def test_a_schedule_that_cannot_be_is_refused(overrides, words):
     assert words in refused(change, *overrides)
+
+
+def test_a_file_that_is_gone_is_still_the_one_beside_the_recipe(tmp_path, monkeypatch):
+    """So that a job that read it keeps its name, and goes on when the file is back."""
+    (tmp_path / "recipes").mkdir()
+    path = tmp_path / "recipes" / "recipe.yaml"
+    path.write_text("data: {train: [{file: here.jsonl, domain: a}]}\n")
+    monkeypatch.chdir(tmp_path)
+    beside = tmp_path / "recipes" / "here.jsonl"
+    for _ in ("there", "gone"):
+        assert load_recipe(path).data.train[0].file == beside
+        beside.write_text("") if not beside.exists() else beside.unlink()
+    beside.unlink(missing_ok=True)
+    (tmp_path / "here.jsonl").write_text("")
+    assert load_recipe(path).data.train[0].file == tmp_path / "here.jsonl"

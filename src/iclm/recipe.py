@@ -353,10 +353,14 @@ def merge(below: Any, above: Any) -> Any:
     return above
 
 
-def resolve(recipe: Path, name: str | Path) -> Path:
-    """A path as a recipe means it: beside the recipe, or in the current folder if it is only there."""
+def resolve(recipe: Path, name: str | Path, *, gone: bool = False) -> Path:
+    """A path as a recipe means it: beside the recipe if it is there, else in the current folder.
+
+    Args:
+        gone: what is in neither place is meant beside the recipe: it was there, and may come back.
+    """
     beside, here = recipe.parent / name, Path(name)
-    return (here if here.exists() and not beside.exists() else beside).absolute()
+    return (beside if beside.exists() or (gone and not here.exists()) else here).absolute()
 
 
 def _resolve_paths(values: dict[str, Any], path: Path) -> None:
@@ -375,7 +379,7 @@ def _resolve_files(place: Any, path: Path) -> None:
             _resolve_files(entry, path)
     elif isinstance(place, dict):
         if isinstance(place.get("file"), str):
-            place["file"] = str(resolve(path, place["file"]))
+            place["file"] = str(resolve(path, place["file"], gone=True))
         for entry in place.values():
             _resolve_files(entry, path)
 
