@@ -136,6 +136,15 @@ def test_a_report_says_all_and_is_the_same_when_made_again(found, tmp_path):
         write_report(found, summary, tmp_path / "one")
 
 
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(found, tmp_path, monkeypatch):
+    def denied(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", denied)
+    with pytest.raises(ConfigurationError, match=r"cannot write .*: Permission denied"):
+        write_report(found, summarise(found), tmp_path / "out")
+
+
 def test_blocks_are_filled(found, tmp_path):
     (tmp_path / "doc.md").write_text("a\n<!-- continual: tiny/matrix/o/lora -->\nold\n<!-- /continual -->\nb\n")
     write_blocks(summarise(found), [tmp_path / "doc.md"])

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from iclm.data.files import atomic_write
+from iclm.errors import ConfigurationError
 from iclm.report.blocks import CONTINUAL, check_files, put_plots, read_markdown, with_blocks
 from iclm.report.continual_plots import write_plots
 from iclm.report.study_tables import NONE, Grid
@@ -158,8 +159,12 @@ def write_report(found: Found, summary: dict[str, Any], out: Path, *, overwrite:
             *(f"## {g.name}\n\n{g.title[:1].upper()}{g.title[1:]}\n\n{g.markdown()}" for g in grids(summary)),
         ]
     )
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".iclm-", dir=out) as made:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".iclm-", dir=out)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {out}: {error.strerror}") from error
+    with folder as made:
         write_plots(summary, Path(made))
         plots = put_plots(Path(made), out, out / SUMMARY, overwrite=overwrite)
     whole = json.dumps({**summary, "plots": plots}, indent=1, allow_nan=False) + "\n"

@@ -39,21 +39,19 @@ STAGES = "stages"
 RECIPE = "recipe.yaml"
 LOG = "log.jsonl"
 # what a run leaves: model and tokenizer as transformers writes them, and what commands add to a run
-OURS = (
-    *(
-        RECIPE,
-        LOG,
-        FINISHED,
-        STAGES,
-        CHECKPOINTS,
-        "config.json",
-        "generation_config.json",
-        "*.safetensors",
-        "*.index.json",
-    ),
-    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*chat_template*"),
-    *("diagnosis", "quickstart.json", "quickstart.jsonl", "lora", ".*.part", ".*.tmp"),
+OURS: tuple[str, ...] = (
+    RECIPE,
+    LOG,
+    FINISHED,
+    STAGES,
+    CHECKPOINTS,
+    "diagnosis",
+    "quickstart.json",
+    "quickstart.jsonl",
+    "lora",
 )
+OURS += ("config.json", "generation_config.json", "*.safetensors", "*.index.json", ".*.part", ".*.tmp")
+OURS += ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*chat_template*")
 CLOCK = "seconds.json"  # in a checkpoint: how long the training had taken, and in how many processes
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from iclm.data.acre import FORMATS
 from iclm.data.audit.report import AuditReport
 from iclm.data.audit.run import audit
 from iclm.data.audit.strategies import STRATEGIES
@@ -41,7 +42,7 @@ def audit_files(
         ICLMError: a file or an option that cannot be used.
     """
     splits: dict[str, list[Example]] = {}
-    if format not in (None, "symbolic", "text"):
+    if format not in (None, *FORMATS):
         raise ConfigurationError(f"format is {format!r}; use symbolic or text")
     mapping = parse_columns(columns)
     for argument in files:
