@@ -46,6 +46,15 @@ def test_steps_are_a_list_of_figures_and_a_file_that_says_how(bench, tmp_path):
     assert (tmp_path / "step.json").read_bytes() == before
 
 
+def test_a_file_that_cannot_be_written_is_found_before_anything_is_measured(bench, tmp_path, monkeypatch):
+    (tmp_path / "step.json").write_text("{}")
+    monkeypatch.setattr("iclm.studies.bench.step.run", lambda *_, **__: pytest.fail("measured"))
+    code, _, err = bench("step", *bench.small, "--out", "step.json/step.json")
+    assert code == 2 and "step.json is a file" in err and err.count("\n") == 1
+    code, _, err = bench("step", *bench.small, "--out", ".", "--overwrite")
+    assert code == 2 and "is a folder" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(("command", "options"), [("generate", ("--tokens", 8)), ("evaluate", ("--problems", 1))])
 def test_a_benchmark_prints_its_table(bench, command, options):
     code, out, err = bench(command, *bench.small, *options)

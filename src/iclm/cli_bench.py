@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from iclm.cli_shared import Json, Overwrite, note, print_json, progress_bars, quiet_libraries, stdout
+from iclm.data.files import check_file
 from iclm.errors import ConfigurationError
 
 app = typer.Typer(help="Measure speed, memory and learning.", no_args_is_help=True, rich_markup_mode=None)
@@ -58,8 +59,8 @@ def _finish(rows: list[Any], workload: Any, rounds: int, out: Path | None, overw
 
 
 def _check_out(out: Path | None, overwrite: bool) -> None:
-    if out is not None and out.exists() and not overwrite:
-        raise ConfigurationError(f"{out} exists; pass --overwrite to replace it")
+    if out is not None:
+        check_file(out, overwrite=overwrite)
 
 
 @app.command()

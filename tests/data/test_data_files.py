@@ -1,10 +1,11 @@
 """Atomic writing: a file is there whole or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from iclm.data.files import atomic_write, atomic_write_bytes, open_for_reading
+from iclm.data.files import atomic_write, atomic_write_bytes, check_file, check_folder_place, open_for_reading
 from iclm.errors import ConfigurationError, DataError
 
 
@@ -84,7 +85,28 @@ def test_path_that_cannot_be_written_is_a_configuration_error(tmp_path, name):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ConfigurationError), atomic_write(tmp_path / name) as stream:
         stream.write("x")
+    with pytest.raises(ConfigurationError):
+        check_file(tmp_path / name)
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_can_be_checked_before_the_work_that_ends_in_it(tmp_path):
+    check_file(tmp_path / "new" / "folder" / "a.txt")
+    assert not os.listdir(tmp_path), "nothing is made"
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ConfigurationError, match="--overwrite"):
+        check_file(tmp_path / "a.txt")
+    check_file(tmp_path / "a.txt", overwrite=True)
+    with pytest.raises(ConfigurationError, match=r"a\.txt is a file"):
+        check_file(tmp_path / "a.txt" / "b.txt")
+
+
+def test_a_folder_that_may_not_be_written_to_is_found_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != tmp_path)
+    with pytest.raises(ConfigurationError, match=r"cannot write .*a\.txt: no permission to write to "):
+        check_file(tmp_path / "new" / "a.txt")
+    with pytest.raises(ConfigurationError, match=r"new cannot be written: no permission to write to "):
+        check_folder_place(tmp_path / "new")
 
 
 @pytest.mark.parametrize(

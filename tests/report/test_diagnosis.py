@@ -279,12 +279,21 @@ def test_the_folder_holds_the_report_with_its_verdicts_and_the_plots(healthy, tm
 def test_an_existing_diagnosis_is_replaced_only_when_asked_to(healthy, tmp_path):
     out = tmp_path / "diagnosis"
     write_diagnosis(healthy, out)
-    (out / "old.png").write_bytes(b"")
+    first = (out / FILE).read_bytes()
+    (out / FILE).write_text("{}")
     with pytest.raises(ConfigurationError, match="--overwrite"):
         write_diagnosis(healthy, out)
-    assert (out / "old.png").exists()
+    assert (out / FILE).read_text() == "{}"
     write_diagnosis(healthy, out, overwrite=True)
-    assert not (out / "old.png").exists() and (out / FILE).exists()
+    assert (out / FILE).read_bytes() == first
+
+
+def test_a_diagnosis_with_a_file_of_somebody_else_is_not_replaced(healthy, tmp_path):
+    write_diagnosis(healthy, tmp_path / "diagnosis")
+    (tmp_path / "diagnosis" / "notes.md").write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"holds notes\.md"):
+        write_diagnosis(healthy, tmp_path / "diagnosis", overwrite=True)
+    assert (tmp_path / "diagnosis" / "notes.md").read_text() == "mine"
 
 
 def test_what_is_no_diagnosis_is_never_replaced(tmp_path):

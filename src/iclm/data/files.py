@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -92,6 +93,45 @@ def open_for_reading(path: str | os.PathLike[str]) -> BinaryIO:
         raise DataError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{os.fspath(path)!r}: not a file name ({error})") from error
+
+
+def check_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Raise `ConfigurationError` if `atomic_write` could not write a file, so that long work need not end in it; changes nothing."""
+    path = Path(path)
+    _refuse_existing(path, overwrite)
+    _check_place(path.parent, f"cannot write {path}")
+
+
+def check_folder_place(out: Path) -> None:
+    """Raise `ConfigurationError` if a folder cannot be made, or written to, where it is to be; changes nothing."""
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigurationError(f"{place} is a file; --out {out} names a folder")
+    _check_place(out, f"{out} cannot be written")
+
+
+def check_own(out: Path, own: Iterable[str], what: str) -> None:
+    """Raise `ConfigurationError` if a folder that is to be replaced holds anything but its own files, given as patterns."""
+    foreign = sorted(path.name for path in out.iterdir() if not any(fnmatch(path.name, name) for name in own))
+    if foreign:
+        raise ConfigurationError(
+            f"{out} holds {foreign[0]}, which is none of its files; {what} is replaced only where it holds nothing else: move it, "
+            "or choose another --out"
+        )
+
+
+def _check_place(folder: Path, what: str) -> None:
+    """Raise a `ConfigurationError`, which begins with `what`, if a folder is neither there to be written to nor can be made."""
+    place = folder
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+    except OSError as error:
+        raise ConfigurationError(f"{what}: {error.strerror}") from error
+    if not place.is_dir():
+        raise ConfigurationError(f"{what}: {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{what}: no permission to write to {place}")
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:

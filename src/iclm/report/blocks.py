@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from iclm.data.files import check_folder_place
 from iclm.errors import ConfigurationError
 
 STUDY, CONTINUAL = "study", "continual"
@@ -81,9 +82,7 @@ def put_plots(made: Path, out: Path, summary: Path, *, overwrite: bool) -> list[
 
 def check_files(names: Iterable[str], out: Path, *, overwrite: bool) -> None:
     """Raise `ConfigurationError` if files of these names cannot be written to a folder; changes nothing."""
-    for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
-            raise ConfigurationError(f"{place} is a file; --out {out} names a folder")
+    check_folder_place(out)
     for name in names:
         if (out / name).exists() and not overwrite:
             raise ConfigurationError(f"{out / name} exists; pass --overwrite to replace it")

@@ -27,6 +27,9 @@ LANGUAGE = {"loss_lm": "mixture", "loss_invariant": "invariant module", "loss_do
 UNITS = {"plugin": "nats", "club": "nats", "infonce": "nats", "hsic": "0 to 1", "cross_correlation": "mean r²"}
 
 
+PLOTS = ("routing.png", "features.png", "training.png", "swap.png", "accuracy.png")
+
+
 def write_plots(report: dict[str, Any], folder: Path) -> list[Path]:
     """Draw every plot for which the report holds figures.
 
@@ -37,15 +40,11 @@ def write_plots(report: dict[str, Any], folder: Path) -> list[Path]:
     Returns:
         The files written.
     """
-    drawn = {
-        "routing.png": _drawn(report["routing"], plot_routing),
-        "features.png": _drawn(report["features"], plot_features),
-        "training.png": _drawn(report["training"], plot_training),
-        "swap.png": _drawn(report["interventions"], plot_swap),
-        "accuracy.png": _drawn(report["overfitting"], plot_accuracy),
-    }
+    sections = ("routing", "features", "training", "interventions", "overfitting")
+    draw = (plot_routing, plot_features, plot_training, plot_swap, plot_accuracy)
     written = []
-    for name, figure in drawn.items():
+    for name, section, plot in zip(PLOTS, sections, draw, strict=True):
+        figure = _drawn(report[section], plot)
         if figure is not None:
             figure.savefig(folder / name, dpi=DOTS_PER_INCH)
             written.append(folder / name)

@@ -17,16 +17,15 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import TrainerCallback
 
-from iclm.data.files import atomic_write
+from iclm.data.files import atomic_write, check_folder_place, check_own
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.runs import FINISHED
 from iclm.model.checkpoint import read_json
@@ -57,10 +56,7 @@ CLOCK = "seconds.json"  # in a checkpoint: how long the training had taken, and 
 
 def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
     """Raise `ConfigurationError` if a run cannot be made in a folder; changes nothing."""
-    check_writable(out)
-    for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
-            raise ConfigurationError(f"{place} is a file; --out {out} names a folder")
+    check_folder_place(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
     is_run = _is_run(out, resume=resume)
@@ -75,16 +71,6 @@ def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
         check_own(out, OURS, "a run folder")
 
 
-def check_own(out: Path, own: Iterable[str], what: str) -> None:
-    """Raise `ConfigurationError` if a folder that is to be replaced holds anything but its own files, given as patterns."""
-    foreign = sorted(path.name for path in out.iterdir() if not any(fnmatch(path.name, name) for name in own))
-    if foreign:
-        raise ConfigurationError(
-            f"{out} holds {foreign[0]}, which is none of its files; {what} is replaced only where it holds nothing else: move it, "
-            "or choose another --out"
-        )
-
-
 def _is_run(out: Path, *, resume: bool) -> bool:
     """Whether a folder holds a run: a recipe that was only just written out is one to go on with, but somebody's own recipe none."""
     if not (out / RECIPE).is_file():
@@ -93,18 +79,6 @@ def _is_run(out: Path, *, resume: bool) -> bool:
         return True
     found = _recipe(out / RECIPE)
     return found is not None and dump_recipe(found) == (out / RECIPE).read_text(encoding="utf-8")
-
-
-def check_writable(out: Path) -> None:
-    """Raise `ConfigurationError` if nothing can be written to a folder that is there or is to be made; changes nothing."""
-    place = out
-    try:
-        while not place.exists() and place != place.parent:
-            place = place.parent
-    except OSError as error:
-        raise ConfigurationError(f"{out} cannot be written: {error.strerror}") from error
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"{out} cannot be written: no permission to write to {place}")
 
 
 def clear_folder(out: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from iclm.data.files import check_folder_place, check_own
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.evaluate_run import read_for
 from iclm.evaluation.runs import FINISHED, Run, check_finite, domains_of, load_run, read_record
@@ -30,7 +31,7 @@ from iclm.model.peft_format import CONFIG, WEIGHTS, fit_adapter, read_adapter, w
 from iclm.model.plan import INVARIANT
 from iclm.model.surgery import add_module, remove_module, rename_module, share_routed_to
 from iclm.recipe import DataSource
-from iclm.training.folder import LOG, OURS, check_own, finite, write_folder, write_record
+from iclm.training.folder import LOG, OURS, finite, write_folder, write_record
 
 DIAGNOSIS = "diagnosis"  # where `iclm diagnose` leaves what it found, unless told otherwise
 ADAPTER = (CONFIG, WEIGHTS, "README.md")  # what an adapter folder of PEFT holds
@@ -317,9 +318,7 @@ def _place(folder: Path, out: str | Path | None, overwrite: bool) -> Path:
 
 def _may_write(out: Path, mark: str, what: str, own: Sequence[str], overwrite: bool) -> None:
     """Raise `ConfigurationError` unless a folder is new, empty, or may be replaced and holds what it should."""
-    for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
-            raise ConfigurationError(f"{place} is a file; --out {out} names a folder")
+    check_folder_place(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
