@@ -362,7 +362,27 @@ def test_a_regime_or_configuration_that_was_not_trained_on_is_shifted(values, sh
     assert is_shifted(DataSource.model_validate(values), training) is shifted
 
 
+@pytest.mark.parametrize(
+    ("trained", "asked", "shifted"),
+    [
+        ({"acre": "Sys"}, {"acre": "Sys"}, False),
+        ({"acre": "Sys"}, {"acre": "Sys", "split": "val"}, True),
+        ({"acre": "Sys", "split": "val"}, {"acre": "Sys", "split": "test"}, False),
+        ({"acre": "Comp", "objects": "strict"}, {"acre": "Comp", "objects": "strict", "split": "test"}, True),
+        ({"acre": "Comp"}, {"acre": "Comp", "split": "test"}, False),
+        ({"acre": "IID"}, {"acre": "IID", "split": "test"}, False),
+    ],
+    ids=str,
+)
+def test_a_regime_that_changes_after_training_is_shifted(trained, asked, shifted):
+    one, other = (DataSource.model_validate({"problems": 1, "format": "text", **values}) for values in (trained, asked))
+    assert is_shifted(other, [one]) is shifted
+
+
 def test_a_training_file_tells_its_regime_by_its_official_name():
+    assert is_shifted(
+        DataSource.model_validate({"file": "Sys_val.json"}), [DataSource.model_validate({"file": "Sys_train.json"})]
+    )
     assert not is_shifted(source("text"), [DataSource.model_validate({"file": "IID_train.json"})])
     assert is_shifted(source("text", "Comp"), [DataSource.model_validate({"file": "IID_train.json"})])
     named = DataSource.model_validate({"file": "Sys_test.json"})

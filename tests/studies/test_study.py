@@ -320,6 +320,14 @@ def test_files_of_one_name_are_told_apart_by_their_folders():
     assert names_of_tests(sources) == ["a/iid/test", "b/iid/test", "ood", "ACRE IID"]
 
 
+def test_two_splits_of_one_distribution_are_two_test_sets():
+    sources = [
+        DataSource.model_validate({"acre": regime, "split": split, "problems": 1, "format": "text"})
+        for regime, split in (("Sys", "train"), ("Sys", "test"), ("IID", "test"))
+    ]
+    assert names_of_tests(sources) == ["ACRE Sys, train", "ACRE Sys, test", "ACRE IID"]
+
+
 def test_a_job_that_another_process_does_is_left_to_it(values, tmp_path):
     from filelock import FileLock
 

@@ -36,10 +36,11 @@ Progress = Callable[[str, int], Callable[[int], None]]
 def is_shifted(source: DataSource, training: Sequence[DataSource]) -> bool:
     """Whether a source lies outside the training distribution.
 
-    As it says itself (`shifted`). Else: ACRE problems of a regime that no training source is of, generated RAVEN problems of
-    a configuration that none is of, CORR2CAUSE questions in a wording or with a number of variables that none has in it, and
-    PVR problems of a task that none is of or of the holdout. A file tells its regime by an official name (Sys_test.json);
-    where neither it nor the training does, it is taken to be of the training distribution.
+    As it says itself (`shifted`). Else: ACRE problems of a regime that no training source is of, or of the other side of
+    one that changes between training and test (`_regime`), generated RAVEN problems of a configuration that none is of,
+    CORR2CAUSE questions in a wording or with a number of variables that none has in it, and PVR problems of a task that
+    none is of or of the holdout. A file tells its regime by an official name (Sys_test.json); where neither it nor the
+    training does, it is taken to be of the training distribution.
     """
     if source.shifted is not None:
         return source.shifted
@@ -52,10 +53,20 @@ def is_shifted(source: DataSource, training: Sequence[DataSource]) -> bool:
     return regime is not None and regime not in known and (source.acre is not None or known != {None})
 
 
-def _regime(source: DataSource) -> str | None:
-    """Regime of ACRE problems, where it is known."""
-    told = None if source.file is None else infer_regime(source.file)
-    return source.acre or (told[0] if told else None)
+def _regime(source: DataSource) -> tuple[str, bool] | None:
+    """Regime of ACRE problems, where it is known, and whether they are of its changed side.
+
+    In Sys, three trials of a training problem light up and four of a problem of the other splits; in Comp, other objects
+    do, which only strict rendering shows. IID is the same in all splits.
+    """
+    if source.acre is not None:
+        regime, split = str(source.acre), str(source.split)
+    elif source.file is not None and (told := infer_regime(source.file)) is not None:
+        regime, split = told
+    else:
+        return None
+    changes = regime == "Sys" or (regime == "Comp" and source.objects == "strict")
+    return regime, changes and split != "train"
 
 
 def recipe_sources(folder: Path) -> tuple[list[DataSource], list[DataSource]]:

@@ -92,6 +92,7 @@ def test_names(sources: Sequence[DataSource]) -> list[str]:
     """Names of the data that sources hold: the distribution ("ACRE Comp", "CORR2CAUSE renamed"), or the file's name.
 
     Files of one name have as much of their folders before it as tells them apart: sources of one name are one test set.
+    Where a distribution is tested in several splits, its names have the split ("ACRE Sys, train").
     """
     files = {source.file for source in sources if source.file is not None}
 
@@ -103,9 +104,16 @@ def test_names(sources: Sequence[DataSource]) -> list[str]:
             length += 1
         return Path(*parts[-length:]).as_posix()
 
+    splits: dict[str | None, set[str]] = {}
+    for source in sources:
+        splits.setdefault(distribution(source), set()).add(source.split)
+
+    def drawn(source: DataSource) -> str | None:
+        made = distribution(source)
+        return f"{made}, {source.split}" if made is not None and len(splits[made]) > 1 else made
+
     return [
-        distribution(source) or (name(source.file) if source.file is not None else str(source.dataset))
-        for source in sources
+        drawn(source) or (name(source.file) if source.file is not None else str(source.dataset)) for source in sources
     ]
 
 
