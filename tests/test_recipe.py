@@ -434,6 +434,9 @@ def test_a_recipe_that_cannot_be_extended_is_named(tmp_path, files, words):
         (["training.stages=two_stage", "method=lora"], "method: lora"),
         (["training.stages=two_stage", "model.ablation=no_domain"], "no_domain"),
         (["training.router_learning_rate=0"], "training.router_learning_rate"),
+        (["training.invariant_rate=0.5"], "two_stage"),
+        (["training.invariant_epochs=2"], "two_stage"),
+        (["dtype=float16"], "dtype"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(overrides, words):

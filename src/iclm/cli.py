@@ -1,9 +1,10 @@
 """The command line: one function a command, no logic of its own.
 
     iclm quickstart | data acre|raven|... | train | evaluate | diagnose | estimators | generate | bench step|... |
-    study | continual | modules RUN list|...
+    plan | study | continual | modules RUN list|...
 
-Progress goes to stderr, results to stdout. Exit code 0: done; 2: bad input, said in one line; 1: a fault of ours.
+Progress goes to stderr, results to stdout. Exit code 0: done; 2: bad input, said in one line; 1: a check found something
+wrong, a job failed, or a fault of ours.
 """
 
 from __future__ import annotations

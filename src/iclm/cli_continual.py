@@ -134,7 +134,7 @@ def report(
 ) -> None:
     """Collect the finished sequences, and write accuracy matrices, metrics and plots.
 
-    Example: iclm continual report runs/short runs/long --out results/continual --write docs/continual.md
+    Example: iclm continual report runs/short runs/long --out runs/report
     """
     quiet_libraries()
     from iclm.report.continual import check_blocks, check_out, grids, write_blocks, write_report

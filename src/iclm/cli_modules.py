@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Out = Annotated[Path | None, typer.Option(help="Run folder to make; without it the run itself is changed.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder to make; else pass --overwrite to change the run itself.")]
 InPlace = Annotated[bool, typer.Option("--overwrite", help="Change the run itself, or replace what --out names.")]
 Module = Annotated[str, typer.Argument(help="domain_0, domain_1, ... or the name that list shows.")]
 

@@ -206,7 +206,7 @@ class DataSection(Section):
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest prompt plus answer in tokens; null means the base model's context."""
     pack: bool = True
-    """Compute the shared prefix of the queries of one problem once; changes speed, not results."""
+    """Compute the shared prefix of the queries of one problem once; changes speed, not results. Bases with recurrent layers never do."""
 
 
 class TrainingSection(Section):
@@ -281,8 +281,8 @@ class Recipe(Section):
     """iclm, or plain LoRA through the same trainer."""
     base: str = "smollm2-135m"
     """Base model: smollm2-135m, a folder, a GGUF file or a hub id."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the frozen base; auto means bfloat16 where the device is fast at it."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen base; auto means bfloat16 where the device is fast at it. (In float16 small gradients would become zero.)"""
     quantization: Literal["none", "nf4"] = "none"
     """nf4: the base's linear layers in 4 bits (QLoRA's; needs an NVIDIA GPU and iclm[4bit]); none: in dtype."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -296,6 +296,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _both_sides(self) -> Recipe:
+        if self.training.stages == "joint":
+            for name in ("invariant_epochs", "invariant_rate"):
+                value = getattr(self.training, name)
+                if value != TrainingSection.model_fields[name].default:
+                    raise ValueError(
+                        f"training.{name} is {value}; it is of training.stages: two_stage, and stages is joint"
+                    )
         if self.training.stages == "two_stage":
             if self.method == "lora":
                 raise ValueError("training.stages is two_stage; plain LoRA (method: lora) has one module, use joint")

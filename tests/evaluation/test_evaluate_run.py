@@ -344,6 +344,21 @@ def test_an_answer_says_which_module_was_used(run, files):
         assert result["domain_modules"] == [f"domain_{number}"] and name in result["used"]
 
 
+def test_a_tokenizer_that_ends_texts_does_not_end_the_prompt(run, monkeypatch):
+    prompt, seen = "[36, 24] -> ", []
+    plain = answer(run, prompt, max_new_tokens=4)
+    whole = type(run.tokenizer).__call__
+
+    def ended(self, text, **options):
+        found = whole(self, text, **options)
+        found["input_ids"] = [[*ids, self.eos_token_id] for ids in found["input_ids"]]
+        seen.append(text)
+        return found
+
+    monkeypatch.setattr(type(run.tokenizer), "__call__", ended)
+    assert answer(run, prompt, max_new_tokens=4) == plain and seen
+
+
 def test_routing_to_the_domain_that_the_router_chose_gives_the_same_answer(run):
     prompt = examples(next(iter(generate("IID", "val", 1, seed=9))), "text")[0].prompt
     chosen = answer(run, prompt, max_new_tokens=6)

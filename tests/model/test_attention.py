@@ -37,6 +37,13 @@ def inputs(heads, groups, dtype=torch.bfloat16, rows=3):
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
+def test_values_of_another_size_than_keys_are_left_to_the_kernel():
+    q, k, v = (torch.randn(1, 2, 5, size, dtype=torch.bfloat16, requires_grad=True) for size in (8, 8, 6))
+    out, _ = attention(Layer(1), q, k, v, None)
+    out.float().sum().backward()
+    assert v.grad is not None and q.grad.shape == q.shape
+
+
 def gradients(function, tensors, grad):
     copies = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     out = function(*copies)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertLMHeadModel, T5Config
 
 from iclm.errors import BackboneError
 from iclm.model import ICLMForCausalLM, backbone, load_base, load_tokenizer
-from iclm.model.backbone import anatomy, check_head, fingerprint, resolve_dtype
+from iclm.model.backbone import anatomy, check_head, fingerprint, identify, resolve_dtype
 
 
 def refused(name, match):
@@ -232,6 +232,10 @@ def test_fingerprint_is_that_of_the_values_whatever_the_dtype(load_tiny_base, ar
     with torch.no_grad():
         next(iter(full.parameters()))[0, 0] += 1
     assert fingerprint(dict(full.named_parameters())) != expected
+
+
+def test_a_base_in_float16_is_recognised_as_the_same(load_tiny_base):
+    assert identify(load_tiny_base("llama", "float16")) == identify(load_tiny_base("llama", "float32"))
 
 
 def test_missing_pad_token_becomes_the_end_of_text_token(tiny_tokenizer, tiny_llama_folder, tmp_path):

@@ -42,6 +42,7 @@ BAD = [
     ({"mi_loss": "dcor"}, "mi_loss"),
     ({"mi_detach_domain": "yes"}, "mi_detach_domain"),
     ({"mix": "low_rank", "aggregator": "logits"}, "low_rank"),
+    ({"mix": "gate", "aggregator": "concat"}, "concat"),
     ({"ablation": "both"}, "ablation"),
 ]
 UNCHECKED = [
@@ -121,3 +122,5 @@ def test_a_setting_that_there_is_not_is_refused_with_what_was_meant(tiny_llama_f
 
     with pytest.raises(ConfigurationError, match=r"routr is not a setting of an ICLM; did you mean router\?"):
         ICLMForCausalLM.from_base(str(tiny_llama_folder), routr="kmeans")
+    with pytest.raises(ConfigurationError, match="config is given, so num_domains would change nothing"):
+        ICLMForCausalLM.from_base(str(tiny_llama_folder), ICLMConfig(num_domains=2), num_domains=4)

@@ -347,6 +347,8 @@ def test_adapters_of_upper_layers_leave_the_lower_ones_to_the_trunk(adapter_of, 
 def test_no_adapter_and_one_outside_the_layers_are_refused(adapter_of, load_tiny_base):
     with pytest.raises(ConfigurationError, match="adapters is empty"):
         from_adapters(load_tiny_base(), {})
+    with pytest.raises(ConfigurationError, match="did you mean active_domains"):
+        from_adapters(load_tiny_base(), {"a": "adapter"}, active_domain=2)
     folder, _ = adapter_of(target_modules=["lm_head"])
     with pytest.raises(ConfigurationError, match="lm_head"):
         from_adapters(load_tiny_base(), {"head": folder})

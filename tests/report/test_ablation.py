@@ -41,7 +41,7 @@ def report(ksg, accuracy):
 def test_a_cell_is_the_mean_of_the_runs_with_the_smallest_and_the_largest():
     text = ablation_markdown({"off": [report(1.0, 0.5), report(2.0, 0.7)], "on": [report(0.5, 0.4)]})
     lines = text.splitlines()
-    assert lines[0] == "| figure | off | on | shuffled or by chance | total dependence |"
+    assert lines[0] == "| figure | off | on | shuffled, by chance, or majority | total dependence |"
     assert "| KSG mutual information, nats | 1.50 [1.00 2.00] | 0.50 [0.50 0.50] | 0.01 | 2.50 |" in lines
     assert "| accuracy, text | 0.60 [0.50 0.70] | 0.40 [0.40 0.40] | 0.40 | – |" in lines
     assert "| routing accuracy | 1.00 [1.00 1.00] | 1.00 [1.00 1.00] | 0.50 | – |" in lines

@@ -66,7 +66,7 @@ def encode(
         text, blanks = boundary(example.prompt)
         texts.append(text)
         texts.extend(text + blanks + answer for answer in _answers(example))
-    ids = iter(_tokenise(texts, tokenizer))
+    ids = iter(tokenise(texts, tokenizer))
     encoded = []
     for example in examples:
         prompt = next(ids)
@@ -91,7 +91,8 @@ def _answers(example: Example) -> tuple[str, ...]:
     return example.choices or (example.answer,)
 
 
-def _tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each text, with the special tokens that the tokenizer puts before it, but none that ends it."""
     ids = tokenizer(texts, add_special_tokens=True, return_attention_mask=False)["input_ids"] if texts else []
     end = tokenizer.eos_token_id
     return [row[:-1] if len(row) > 1 and row[-1] == end else row for row in ids]

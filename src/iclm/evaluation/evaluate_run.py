@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from iclm.data.acre import FORMATS, OBJECTS
-from iclm.data.collation import EncodedExample, boundary, encode
+from iclm.data.collation import EncodedExample, boundary, encode, tokenise
 from iclm.data.loading import problem_kind, read_source, source_name
 from iclm.errors import ConfigurationError, DataError
 from iclm.evaluation.evaluate import ModuleResult, evaluate, evaluate_generation, greedy, module_names, routing_of
@@ -214,7 +214,7 @@ def answer(
     text, blanks = boundary(prompt)
     if not text.strip():
         raise DataError("the prompt is empty; give a text, or - to read standard input")
-    ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
+    ids = torch.tensor(tokenise([text], tokenizer), device=model.device)
     limit = context_length(model)
     if limit is not None and ids.shape[1] + max_new_tokens > limit:
         raise DataError(

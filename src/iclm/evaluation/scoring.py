@@ -147,7 +147,8 @@ def score(
         modules: "mixture", "invariant", "domain_i"; "oracle": the mixture routed by the true domain; "route_j": the mixture
             with domain module j alone, of weight 1, in place of the router's choice.
         pad: id of the pad token.
-        pack: False runs every sequence on its own, with nothing shared.
+        pack: False runs every sequence on its own, with nothing shared; so does a base on which nothing can be
+            (`packing_obstacle`).
         states: keep the states at the token that predicts the answer, where a mixture is among the modules; the domain
             module's are those of the router's choice, or where it is not asked of the first mixture's.
         tokens_per_batch: padded tokens of a batch, at most (a longer pack is a batch of its own).
@@ -166,7 +167,7 @@ def score(
     kept: dict[str, dict[int, np.ndarray]] = {"invariant": {}, "domain": {}}
     seen: set[int] = set()
     with torch.inference_mode():
-        for packs, items in _batches(examples, pack, tokens_per_batch):
+        for packs, items in _batches(examples, pack and model.no_packing is None, tokens_per_batch):
             batch = collate(packs, pad)
             _score_batch(model, batch, items, request, result, kept if states and request.mixtures else None)
             if progress is not None:

@@ -123,6 +123,8 @@ def _is_slow(
         return False
     if any(rest.get(name) is not None for name in ("softcap", "position_bias", "cache", "s_aux")):
         return False
+    if v.shape != k.shape or k.shape[-1] != q.shape[-1]:  # values of another size than keys
+        return False
     return mask is None or (mask.dtype == torch.bool and mask.shape[1:] == (1, q.shape[2], k.shape[2]))
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from iclm.errors import BackboneError
 from iclm.model.quantization import check_quantization, packed_parameter, quantization_config
@@ -169,7 +170,7 @@ def load_base(
         name: packaged name, GGUF file, folder or hub id (see the head of this module).
         dtype: torch dtype, its name, or "auto" (`preferred_dtype`).
         quantization: "none", or "nf4" for a 4-bit base on the GPU (`iclm.model.quantization`); its weights are then
-            read twice, the first time for the fingerprint.
+            read twice, the first time for the fingerprint, and so they are in float16.
         kwargs: passed on to `AutoModelForCausalLM.from_pretrained` (revision, token, attn_implementation, ...).
 
     Returns:
@@ -195,18 +196,17 @@ def load_base(
             f"base {name!r} is quantised already; name the model it was made from, or use quantization: none"
         )
     try:
-        if quantization == "none":
+        if quantization == "none" and torch_dtype != torch.float16:
             return freeze(AutoModelForCausalLM.from_pretrained(location, dtype=torch_dtype, **kwargs))
         whole = AutoModelForCausalLM.from_pretrained(location, dtype=torch.bfloat16, **kwargs)
         known = fingerprint(dict(whole.named_parameters()))
         del whole
-        settings = quantization_config(torch_dtype)
-        model = AutoModelForCausalLM.from_pretrained(
-            location, dtype=torch_dtype, quantization_config=settings, **kwargs
-        )
+        if quantization != "none":
+            kwargs = {**kwargs, "quantization_config": quantization_config(torch_dtype)}
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=torch_dtype, **kwargs)
     except Exception as error:
         raise BackboneError(f"base {name!r}: its weights cannot be loaded: {_first_line(error)}") from error
-    model.iclm_quantized = Quantized(quantization, known)
+    model.iclm_loaded = Loaded(quantization, known)
     return freeze(model)
 
 
@@ -276,12 +276,35 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count and all(_has_linear(layer) for layer in module)
     ]
+    if config.model_type == "bloom":
+        raise BackboneError(
+            f"{type(model).__name__}: its layers take a bias of sequences times heads, which ICLM does not know"
+        )
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise BackboneError(
+            f"{type(model).__name__}: its layers are made of Conv1D, as GPT-2's; ICLM adapts torch.nn.Linear"
+        )
+    if hasattr(config, "altup_num_inputs"):
+        raise BackboneError(
+            f"{type(model).__name__}: its layers take several states a token (AltUp), which ICLM does not know"
+        )
     if count is None or not found or decoder is model or model.get_output_embeddings() is None:
         raise BackboneError(
             f"{type(model).__name__}: no list of {count} decoder layers under a decoder with an output head was found"
         )
     path = min(found, key=lambda name: name.count("."))
     return Anatomy(decoder, path, config.hidden_size, model.get_output_embeddings().weight.shape[0], count)
+
+
+def lowest_shared(model: PreTrainedModel) -> int | None:
+    """The lowest layer of a base whose keys and values later layers read instead of their own; None where none does."""
+    config = model.config.get_text_config(decoder=True)
+    shared = getattr(config, "num_kv_shared_layers", None) or 0
+    if not shared:
+        return None
+    own = config.num_hidden_layers - shared
+    kinds = (getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)[:own]
+    return min(max(index for index, kind in enumerate(kinds) if kind == each) for each in set(kinds))
 
 
 def _has_linear(layer: nn.Module) -> bool:
@@ -340,8 +363,8 @@ def check_head(model: PreTrainedModel, parts: Anatomy) -> None:
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """What `load_base` notes on a base that it quantised.
+class Loaded:
+    """What `load_base` notes on a base whose weights do not give its fingerprint any more: quantised, or rounded to float16.
 
     Attributes:
         quantization: how, as given.
@@ -360,7 +383,7 @@ def identify(model: PreTrainedModel) -> tuple[str, str]:
     Raises:
         BackboneError: its weights were quantised by someone else, so that it could not be recognised again.
     """
-    noted = getattr(model, "iclm_quantized", None)
+    noted = getattr(model, "iclm_loaded", None)
     if noted is not None:
         return noted.quantization, noted.fingerprint
     packed = packed_parameter(model)

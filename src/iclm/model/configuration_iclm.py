@@ -264,7 +264,11 @@ class ICLMConfig(PreTrainedConfig):
         require(self.mix in MIXES, f"mix is {self.mix!r}; use one of {', '.join(MIXES)}")
         require(
             self.mix != "low_rank" or self.aggregator == "mix",
-            f"mix is 'low_rank'; aggregator {self.aggregator!r} takes fixed or gate",
+            f"mix is 'low_rank'; it is of aggregator 'mix', and not of {self.aggregator!r}",
+        )
+        require(
+            self.mix == "fixed" or self.aggregator != "concat",
+            f"mix is {self.mix!r}; aggregator 'concat' weighs no sides, so leave it fixed",
         )
         require(
             self.mi_loss in INDEPENDENCE_LOSSES,

@@ -10,6 +10,7 @@ Source: Gendron et al., Can Large Language Models Learn Independent Causal Mecha
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from iclm.errors import BackboneError, ConfigurationError
 from iclm.model import checkpoint
 from iclm.model.aggregator import build_aggregator, weigh
 from iclm.model.attention import use_fast_attention
-from iclm.model.backbone import Head, anatomy, check_head, freeze, identify, load_base, require_decoder
+from iclm.model.backbone import Head, anatomy, check_head, freeze, identify, load_base, lowest_shared, require_decoder
 from iclm.model.cache import ICLMCache
 from iclm.model.compiling import compile_layers
 from iclm.model.configuration_iclm import ICLMConfig, check_settings
@@ -31,7 +32,7 @@ from iclm.model.independence import build_independence
 from iclm.model.losses import before_labels, five_term_loss
 from iclm.model.modules import Activation, AdaptedLayer, LoRABank, Runtime, adapt
 from iclm.model.outputs import Encoded, ICLMOutput
-from iclm.model.packing import Packing
+from iclm.model.packing import Packing, packing_obstacle
 from iclm.model.plan import INVARIANT, ActivationPlan, Route
 from iclm.model.quantization import parameter_count
 from iclm.model.router import build_router
@@ -63,16 +64,23 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         parts = anatomy(base)
         config.vocab_size, config.hidden_size = parts.vocab_size, parts.hidden_size
         config.num_hidden_layers = parts.num_layers
+        lowest = lowest_shared(base)
         if config.split_layer is None:
-            config.split_layer = 0 if config.method == "lora" else parts.num_layers // 4
+            quarter = parts.num_layers // 4 if lowest is None else min(parts.num_layers // 4, lowest)
+            config.split_layer = 0 if config.method == "lora" else quarter
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(base.config.get_text_config(decoder=True), name, None))
         config.check()
+        if lowest is not None and config.split_layer > lowest:
+            raise ConfigurationError(
+                f"split_layer is {config.split_layer}; upper layers of this base read keys and values of layer {lowest}, so use {lowest} or less"
+            )
         super().__init__(config)
         if any(isinstance(module, (AdaptedLayer, LoRABank)) for module in base.modules()):
             raise BackboneError("the base is adapted already, by another ICLM; load it anew")
         quantization, found = identify(base)
         freeze(base)
+        self.no_packing = packing_obstacle(base)
         use_fast_attention(base)
         check_head(base, parts)
         checkpoint.check_fingerprint(
@@ -126,6 +134,10 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
             ConfigurationError: a setting out of its range, or one that there is not.
         """
         check_settings(settings)
+        if config is not None and settings:
+            raise ConfigurationError(
+                f"config is given, so {next(iter(settings))} would change nothing; set it in the config"
+            )
         config = config if config is not None else ICLMConfig(**settings)
         if isinstance(base, str):
             config.base["name"] = base
@@ -255,6 +267,14 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         minute or more. Results stay the same up to rounding. Returns False, after a warning, where it does not work."""
         self.compiled = compile_layers(self.base.get_submodule(anatomy(self.base).layers_path), self.device)
         return self.compiled
+
+    def packs(self, wanted: bool = True) -> bool:
+        """Whether examples share sequences where that is wanted: not on a base that cannot part them, of which a warning says why."""
+        if wanted and self.no_packing is not None:
+            warnings.warn(
+                f"{self.no_packing}, so every example of this base runs in a sequence of its own", stacklevel=2
+            )
+        return wanted and self.no_packing is None
 
     def adapted_layers(self) -> Iterable[AdaptedLayer]:
         """The wrapped layers of the base."""

@@ -103,6 +103,7 @@ class LoRABank(nn.Module):
         self.chosen: tuple[torch.Tensor, torch.Tensor] | None = None
         self.gate: torch.Tensor | None = None
         self.scale = 1.0
+        self.tokens: int | None = None
         device = base.weight.device
         self.lora_A = nn.ParameterDict(
             {str(m): nn.Parameter(torch.empty(rank, base.in_features, device=device)) for m in modules}
@@ -134,11 +135,12 @@ class LoRABank(nn.Module):
             }
             setattr(self, kind, nn.ParameterDict(kept))
 
-    def choose(self, activation: Activation, dtype: torch.dtype) -> None:
+    def choose(self, activation: Activation, dtype: torch.dtype, tokens: int | None = None) -> None:
         """Take what the next forward pass needs from the parameters: the A and B of each row, or of all active modules.
 
         Args:
             dtype: of the states that the layer will get.
+            tokens: of each row, for layers that get rows and tokens as one dimension.
         """
         assert activation.plan is not None
         modules = activation.plan.active
@@ -149,14 +151,18 @@ class LoRABank(nn.Module):
             self.chosen = (a[0].to(dtype), b[0].to(dtype))
         else:
             self.chosen = (torch.cat(a, 0).to(dtype), torch.cat(b, 1).to(dtype))
-        self.gate, self.scale = activation.gate, activation.scale
+        self.gate, self.scale, self.tokens = activation.gate, activation.scale, tokens
 
     def forget(self) -> None:
         """Let go of what `choose` took."""
         self.chosen = self.gate = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [rows, tokens, in] to [rows, tokens, out] with each row's own module, or as the base where none is chosen."""
+        """Map [rows, tokens, in], or [rows * tokens, in], to as many outputs with each row's own module, or as the base.
+
+        Raises:
+            ConfigurationError: the layer gets some of the tokens only, whose rows are not known.
+        """
         output = self.base(x)
         if self.chosen is None:
             return output
@@ -164,12 +170,25 @@ class LoRABank(nn.Module):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         if a.dim() == 3:
-            return torch.baddbmm(output, torch.bmm(x, a.transpose(1, 2)), b.transpose(1, 2), alpha=self.scale)
+            rows, whole = self._by_row(x, len(a)), self._by_row(output, len(a))
+            added = torch.bmm(rows, a.transpose(1, 2))
+            return torch.baddbmm(whole, added, b.transpose(1, 2), alpha=self.scale).view(output.shape)
         low = F.linear(x, a)
         if self.gate is not None:
-            low = low * self.gate
+            low = self._by_row(low, len(self.gate)) * self.gate
         flat = torch.addmm(output.flatten(0, -2), low.flatten(0, -2), b.T, alpha=self.scale)
         return flat.view_as(output)
+
+    def _by_row(self, x: torch.Tensor, rows: int) -> torch.Tensor:
+        """States [rows, ..., features] or [rows * tokens, features] as [rows, n, features]."""
+        if x.dim() == 3 and len(x) == rows:
+            return x
+        if (x.dim() > 3 and len(x) == rows) or (x.dim() == 2 and self.tokens and len(x) == rows * self.tokens):
+            return x.reshape(rows, -1, x.shape[-1])
+        raise ConfigurationError(
+            f"a linear layer of this base gets states {list(x.shape)} where rows and tokens are {[rows, self.tokens]}, as experts do "
+            "that see some of the tokens; name other layers in target_modules"
+        )
 
 
 class AdaptedLayer(nn.Module):
@@ -210,7 +229,7 @@ class AdaptedLayer(nn.Module):
             if activation.plan is None:
                 return self.layer(hidden, *args, **kwargs)
             for bank in self.banks:
-                bank.choose(activation, hidden.dtype)
+                bank.choose(activation, hidden.dtype, hidden.shape[1])
             try:
                 return self.layer(hidden, *args, **kwargs)
             finally:
@@ -223,31 +242,39 @@ class AdaptedLayer(nn.Module):
 
 
 def target_linears(layer: nn.Module, targets: str | list[str]) -> list[str]:
-    """Names of the linear layers of a decoder layer that get modules.
+    """Names of the linear layers of a decoder layer that get modules; see `targets_by_layer`."""
+    return targets_by_layer([layer], targets)[0]
+
+
+def targets_by_layer(layers: Sequence[nn.Module], targets: str | list[str]) -> list[list[str]]:
+    """Names of the linear layers that get modules, for each decoder layer; of a hybrid base some layers may have none.
 
     Args:
         targets: "attention", "all-linear", or a list of name endings such as ["q_proj", "v_proj"].
 
     Raises:
-        ConfigurationError: nothing matches; the message lists what there is.
+        ConfigurationError: nothing matches in any layer; the message lists what there is.
     """
-    linears = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+    linears = [[name for name, module in layer.named_modules() if isinstance(module, nn.Linear)] for layer in layers]
+    there = ", ".join(dict.fromkeys(name for names in linears for name in names))
     if targets == "all-linear":
         chosen = linears
     elif targets == "attention":
-        chosen = [name for name in linears if "attn" in name.lower() or "attention" in name.lower()]
+        chosen = [[n for n in names if "attn" in n.lower() or "attention" in n.lower()] for names in linears]
     elif isinstance(targets, str):
         raise ConfigurationError(f"target_modules is {targets!r}; use attention, all-linear or a list of name endings")
     else:
-        chosen = [name for name in linears if any(name == t or name.endswith("." + t) for t in targets)]
+        chosen = [[n for n in names if any(_ends(n, target) for target in targets)] for names in linears]
         for target in targets:
-            if not any(name == target or name.endswith("." + target) for name in chosen):
-                raise ConfigurationError(
-                    f"target_modules names {target!r}; a layer of this base has {', '.join(linears)}"
-                )
-    if not chosen:
-        raise ConfigurationError(f"target_modules {targets!r} matches nothing; a layer has {', '.join(linears)}")
+            if not any(_ends(name, target) for names in chosen for name in names):
+                raise ConfigurationError(f"target_modules names {target!r}; a layer of this base has {there}")
+    if not any(chosen):
+        raise ConfigurationError(f"target_modules {targets!r} matches nothing; a layer has {there}")
     return chosen
+
+
+def _ends(name: str, ending: str) -> bool:
+    return name == ending or name.endswith("." + ending)
 
 
 def adapt(layers: nn.ModuleList, config: ICLMConfig, runtime: Runtime) -> None:
@@ -258,11 +285,12 @@ def adapt(layers: nn.ModuleList, config: ICLMConfig, runtime: Runtime) -> None:
     """
     assert config.split_layer is not None
     generator = torch.Generator().manual_seed(config.seed)
+    targets = targets_by_layer(list(layers)[config.split_layer :], config.target_modules)
     for index in range(len(layers)):
         adapted = index >= config.split_layer
         if adapted:
             layer = layers[index]
-            for name in target_linears(layer, config.target_modules):
+            for name in targets[index - config.split_layer]:
                 linear = layer.get_submodule(name)
                 assert isinstance(linear, nn.Linear)
                 bank = LoRABank(linear, config.modules, config.lora_rank, config.lora_dropout)

@@ -5,7 +5,8 @@
     position   0 1 2 3 4 | 5 6 7 | 5 6 | 5 6 7 8
 
 A token sees the prefix and the earlier tokens of its own branch; positions restart after the prefix. Each branch thus
-computes exactly what it would compute in a sequence of its own.
+computes exactly what it would compute in a sequence of its own. That needs a base whose layers see tokens through the attention mask
+and place them by their position alone (`packing_obstacle`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedConfig
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from iclm.errors import ConfigurationError
 from iclm.model.attention import NAME
 
 PREFIX, PADDING = 0, -1
+KINDS = {"full_attention", "sliding_attention"}  # of layers that a mask of ours is made for
+
+
+def packing_obstacle(base: PreTrainedModel) -> str | None:
+    """Why branches of one sequence would not be alone with their prefix in a base, before it is adapted; None if they are."""
+    config = base.config.get_text_config(decoder=True)
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - KINDS)
+    if other:
+        return f"it has layers of {', '.join(other)}"
+    if getattr(base, "_is_stateful", False) or any(isinstance(module, nn.Conv1d) for module in base.modules()):
+        return "it has recurrent or convolutional layers"
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return "its local attention goes by the place in the sequence"
+    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+        return "its attention is biased by the place in the sequence (ALiBi)"
+    return None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.model.backbone import anatomy, load_base
 from iclm.model.checkpoint import read_json, write_tensors
-from iclm.model.configuration_iclm import ICLMConfig
+from iclm.model.configuration_iclm import ICLMConfig, check_settings
 from iclm.model.modeling_iclm import ICLMForCausalLM
 from iclm.model.surgery import banks, fresh_weights, set_weights, weights_of
 
@@ -244,7 +244,12 @@ def _in_layer(name: str, path: str) -> tuple[int, str]:
 
 
 def from_adapters(
-    base: str | PreTrainedModel, adapters: dict[str, str | Path], *, dtype: Any = "auto", **settings: Any
+    base: str | PreTrainedModel,
+    adapters: dict[str, str | Path],
+    *,
+    dtype: Any = "auto",
+    quantization: str = "none",
+    **settings: Any,
 ) -> ICLMForCausalLM:
     """Make an ICLM whose domain modules are LoRA adapters that PEFT has trained on the same base.
 
@@ -256,7 +261,7 @@ def from_adapters(
     Args:
         base: name of the base model, or a loaded one, which is frozen and adapted in place.
         adapters: name of each domain module and the PEFT folder that it comes from, in the order of their numbers.
-        dtype: of the base's weights, as in `ICLMForCausalLM.from_base`.
+        dtype, quantization: of the base's weights, as in `ICLMForCausalLM.from_base`.
         settings: fields of `ICLMConfig`, which go before what the adapters ask for.
 
     Raises:
@@ -264,10 +269,11 @@ def from_adapters(
     """
     if not adapters:
         raise ConfigurationError("adapters is empty; name at least one PEFT folder")
+    check_settings(settings)
     read = [read_adapter(folder) for folder in adapters.values()]
     if isinstance(base, str):
         settings.setdefault("base", {"name": base})
-        base = load_base(base, dtype)
+        base = load_base(base, dtype, quantization)
     path, layers = anatomy(base).layers_path, {layer for adapter in read for layer in adapter.weights}
     outside = sorted(layer for layer in layers if not re.match(rf"{re.escape(path)}\.\d+\.", layer))
     if outside:

@@ -29,6 +29,7 @@ class RoutingMixin:
     device: Any
     dtype: Any
     get_decoder: Any
+    no_packing: str | None
 
     def _run_decoder(
         self,
@@ -42,6 +43,8 @@ class RoutingMixin:
             positions = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, mask.shape[1] - input_ids.shape[1] :]
             attention: Any = mask
         else:
+            if self.no_packing is not None:
+                raise ConfigurationError(f"examples cannot share a sequence of this base: {self.no_packing}")
             positions = packing.positions
             attention = packing.attention(self.base.config.get_text_config(decoder=True), self.dtype)
         with self.runtime.use(activation):

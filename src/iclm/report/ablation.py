@@ -82,7 +82,7 @@ def ablation_markdown(arms: Mapping[str, Sequence[Report]]) -> str:
     """
     everything = [report for reports in arms.values() for report in reports]
     lines = [
-        f"| figure | {' | '.join(arms)} | shuffled or by chance | total dependence |",
+        f"| figure | {' | '.join(arms)} | shuffled, by chance, or majority | total dependence |",
         f"|---|{'---|' * (len(arms) + 2)}",
     ]
 

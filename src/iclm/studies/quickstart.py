@@ -58,13 +58,11 @@ def quickstart_recipe(overrides: Sequence[str] = ()) -> Recipe:
 
 
 def lora_recipe(recipe: Recipe) -> Recipe:
-    """Plain LoRA on the same examples, as many passes over them, at half the learning rate.
-
-    The mixture averages two modules, so a step of the same size moves it half as far as it moves plain LoRA.
-    """
+    """Plain LoRA on the same examples, as many passes over them, at the same learning rate."""
     section = recipe.training
     passes = section.epochs + (section.invariant_epochs if section.stages == "two_stage" else 0)
-    changes = {"learning_rate": section.learning_rate / 2, "stages": "joint", "epochs": passes, "start_from": None}
+    usual = {name: type(section).model_fields[name].default for name in ("invariant_epochs", "invariant_rate")}
+    changes = {**usual, "stages": "joint", "epochs": passes, "start_from": None}
     training = section.model_copy(update=changes)
     return recipe.model_copy(update={"method": "lora", "training": training})
 

@@ -327,7 +327,7 @@ def _training_data(recipe: Recipe, model: ICLMForCausalLM, tokenizer: Any) -> tu
     if context is not None and limit is not None and limit > context:
         raise ConfigurationError(f"data.max_tokens is {limit}; the context of {recipe.base} is {context}")
     packs, domains, encoded = training_data(
-        recipe.data.train, tokenizer, max_tokens=limit or context, pack=recipe.data.pack
+        recipe.data.train, tokenizer, max_tokens=limit or context, pack=model.packs(recipe.data.pack)
     )
     encode(read_sources(recipe.data.validation), tokenizer, domains=domains, max_tokens=context)
     if recipe.model.router == "oracle" and recipe.method == "iclm" and len(domains) > recipe.model.num_domains:

@@ -173,7 +173,9 @@ def _train(
     recipe = contestant.recipe(recipe, layers)
     model = build_model(recipe)
     longest = recipe.data.max_tokens or context_length(model)
-    packs, domains, _ = training_data(recipe.data.train, tokenizer, max_tokens=longest, pack=recipe.data.pack)
+    packs, domains, _ = training_data(
+        recipe.data.train, tokenizer, max_tokens=longest, pack=model.packs(recipe.data.pack)
+    )
     questions = {
         _name(source): encode(read_sources([source]), tokenizer, domains=domains, max_tokens=context_length(model))
         for source in recipe.data.validation

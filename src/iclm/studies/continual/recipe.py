@@ -118,7 +118,7 @@ class ContinualRecipe(Section):
 
     base: str = "smollm2-135m"
     """Base model of all methods."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen base."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Model settings of all methods; num_domains is the number of modules that are open, and not given."""

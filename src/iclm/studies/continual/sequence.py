@@ -233,7 +233,7 @@ class TaskSequence:
         model, number = self.model, len(self.state.units)
         if piece.unit.opened:
             self.open(piece)
-        packs = training_packs(piece.examples, self.tokenizer.eos_token_id, pack=self.training.data.pack)
+        packs = training_packs(piece.examples, self.tokenizer.eos_token_id, pack=model.packs(self.training.data.pack))
         self.elastic, self.buffer = self.guard(number)
         kept = [] if self.buffer is None else list(self.buffer.packs)
         modules, record = self.learning(piece), {"steps": 0, "train_seconds": 0.0, "train_loss": None}

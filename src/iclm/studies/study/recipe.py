@@ -241,7 +241,7 @@ class StudyRecipe(Section):
 
     base: str = "smollm2-135m"
     """Base model of all methods."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen base."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Model settings of all methods."""
