@@ -599,3 +599,25 @@ def test_other_commands_refuse_bad_input_in_one_line_and_leave_everything_as_it_
     before = tree(broken_files)
     iclm(*arguments).refused(progress=True)
     assert tree(broken_files) == before
+
+
+# -- a command line that cannot be -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train"], "Missing argument 'recipe'; see iclm train --help"),
+        (["train", "x.yaml", "--fast"], "No such option: --fast; see iclm train --help"),
+        (["trainn"], "No such command 'trainn'"),
+        (["modules", "run"], "Missing command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_usage_error_is_one_line_too(iclm, words, said):
+    assert said in iclm(*words).refused()
+
+
+def test_a_group_without_a_command_shows_its_help(iclm):
+    found = iclm("data")
+    assert found.code == 2 and "Commands" in found.err and "acre" in found.err

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -323,13 +323,37 @@ def generate(
 def main() -> None:
     """Run the command line; the entry point of `iclm`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    code = 0
     try:
-        app(standalone_mode=True)
+        code = app(prog_name="iclm", standalone_mode=False) or 0
     except ICLMError as error:
         note(f"error: {' '.join(str(error).split())}")
-        sys.exit(2)
+        code = 2
+    except typer.Abort:
+        note("aborted")
+        code = 1
     except BrokenPipeError:
-        sys.exit(0)
+        pass
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        code = _usage_error(error)
+    sys.exit(code)
+
+
+def _usage_error(error: Any) -> int:
+    """Say in one line what is wrong with a command line; a group without a command shows its help. Returns the exit code.
+
+    Args:
+        error: click's exception, which some versions of typer have in a package of their own.
+    """
+    command = getattr(getattr(error, "ctx", None), "command_path", None) or "iclm"
+    text = str(error.format_message())
+    if "\n" in text.strip():
+        note(text)
+    else:
+        note(f"error: {' '.join(text.split()).rstrip('.?')}; see {command} --help")
+    return int(error.exit_code)
 
 
 if __name__ == "__main__":
