@@ -36,8 +36,9 @@ def start(model, labelled, trainable, domains):
 def test_idle_module_is_bitwise_unchanged(
     make_iclm, labelled, trainable, parameters_of, architecture, domains, split, routed, aggregator, checkpointing
 ):
+    mix = "gate" if aggregator == "mix" else "fixed"
     model = make_iclm(
-        architecture, num_domains=domains, split_layer=split, router="oracle", aggregator=aggregator, mix="gate"
+        architecture, num_domains=domains, split_layer=split, router="oracle", aggregator=aggregator, mix=mix
     )
     if checkpointing:
         model.gradient_checkpointing_enable()
