@@ -60,7 +60,8 @@ def plot_matrix(entry: dict[str, Any]) -> Any:
     ticks(axes, entry["tasks"], ["before the first", *entry["tasks"]], max(0.75 * count, 3.2))
     axes.set_xlabel("task asked")
     axes.set_ylabel("last task learned")
-    axes.set_title(f"{_title(entry)}: accuracy of the mixture\n(mean of {entry['seeds']} seeds)", fontsize=11)
+    seeds = "one seed" if entry["seeds"] == 1 else f"mean of {entry['seeds']} seeds"
+    axes.set_title(f"{_title(entry)}: accuracy of the mixture\n({seeds})", fontsize=11)
     figure.colorbar(image, ax=axes, label="accuracy (share of right answers)")
     return figure
 
@@ -70,24 +71,28 @@ def plot_tasks(entries: list[dict[str, Any]]) -> Any:
     tasks = entries[0]["tasks"]
     columns = min(len(entries), 3)
     rows = math.ceil(len(entries) / columns)
-    figure = empty_figure(1.2 + 3.2 * columns, 1.6 + 2.4 * rows + 0.18 * math.ceil(len(tasks) / 3))
+    width = 1.2 + 3.2 * columns
+    names = [short(task) for task in tasks]
+    across = max(1, min(len(tasks), int(width / (0.5 + 0.075 * max(map(len, names))))))
+    figure = empty_figure(width, 1.6 + 2.4 * rows + 0.18 * math.ceil(len(tasks) / across))
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes in panels.flat[len(entries) :]:
         axes.set_visible(False)
     for axes, entry in zip(panels.flat, entries, strict=False):
-        for number, task in enumerate(tasks):
+        for number in range(len(tasks)):
             values = [math.nan if row[number] is None else row[number] for row in entry["values"]]
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKS[number // len(COLOURS) % len(MARKS)]}
-            axes.plot(range(len(values)), values, markersize=4, label=short(task), **style)
+            axes.plot(range(len(values)), values, markersize=4, label=names[number], **style)
             axes.scatter([number + 1], [values[number + 1]], s=90, facecolors="none", edgecolors=style["color"])
         axes.set_title(_title(entry), fontsize=10)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xticks(range(len(tasks) + 1))
         axes.grid(alpha=0.3)
-    figure.supxlabel("tasks learned (ring: this one was)", fontsize=10)
+    for axes in panels[-1]:
+        axes.set_xlabel("tasks learned (ring: this one was)")
     figure.supylabel("accuracy of the mixture", fontsize=10)
     handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=across, fontsize=8, frameon=False)
     return figure
 
 
