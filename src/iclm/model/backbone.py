@@ -296,12 +296,12 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     return Anatomy(decoder, path, config.hidden_size, model.get_output_embeddings().weight.shape[0], count)
 
 
-def lowest_shared(model: PreTrainedModel) -> int | None:
-    """The lowest layer of a base whose keys and values later layers read instead of their own; None where none does."""
+def highest_split(model: PreTrainedModel) -> int:
+    """The highest layer at which a base can be split: keys and values that later layers read instead of their own stay above."""
     config = model.config.get_text_config(decoder=True)
     shared = getattr(config, "num_kv_shared_layers", None) or 0
     if not shared:
-        return None
+        return int(config.num_hidden_layers) - 1
     own = config.num_hidden_layers - shared
     kinds = (getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)[:own]
     return min(max(index for index, kind in enumerate(kinds) if kind == each) for each in set(kinds))

@@ -23,7 +23,7 @@ from iclm.errors import BackboneError, ConfigurationError
 from iclm.model import checkpoint
 from iclm.model.aggregator import build_aggregator, weigh
 from iclm.model.attention import use_fast_attention
-from iclm.model.backbone import Head, anatomy, check_head, freeze, identify, load_base, lowest_shared, require_decoder
+from iclm.model.backbone import Head, anatomy, check_head, freeze, highest_split, identify, load_base, require_decoder
 from iclm.model.cache import ICLMCache
 from iclm.model.compiling import compile_layers
 from iclm.model.configuration_iclm import ICLMConfig, check_settings
@@ -64,16 +64,15 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         parts = anatomy(base)
         config.vocab_size, config.hidden_size = parts.vocab_size, parts.hidden_size
         config.num_hidden_layers = parts.num_layers
-        lowest = lowest_shared(base)
+        highest = highest_split(base)
         if config.split_layer is None:
-            quarter = parts.num_layers // 4 if lowest is None else min(parts.num_layers // 4, lowest)
-            config.split_layer = 0 if config.method == "lora" else quarter
+            config.split_layer = 0 if config.method == "lora" else min(parts.num_layers // 4, highest)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(base.config.get_text_config(decoder=True), name, None))
         config.check()
-        if lowest is not None and config.split_layer > lowest:
+        if config.split_layer > highest:
             raise ConfigurationError(
-                f"split_layer is {config.split_layer}; upper layers of this base read keys and values of layer {lowest}, so use {lowest} or less"
+                f"split_layer is {config.split_layer}; upper layers of this base read keys and values of layer {highest}, so use {highest} or less"
             )
         super().__init__(config)
         if any(isinstance(module, (AdaptedLayer, LoRABank)) for module in base.modules()):

@@ -34,7 +34,7 @@ def packing_obstacle(base: PreTrainedModel) -> str | None:
         return "it has recurrent or convolutional layers"
     if "local" in (getattr(config, "attention_layers", None) or ()):
         return "its local attention goes by the place in the sequence"
-    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+    if getattr(config, "alibi", False) or config.model_type == "mpt":
         return "its attention is biased by the place in the sequence (ALiBi)"
     return None
 

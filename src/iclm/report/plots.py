@@ -27,9 +27,6 @@ LANGUAGE = {"loss_lm": "mixture", "loss_invariant": "invariant module", "loss_do
 UNITS = {"plugin": "nats", "club": "nats", "infonce": "nats", "hsic": "0 to 1", "cross_correlation": "mean r²"}
 
 
-PLOTS = ("routing.png", "features.png", "training.png", "swap.png", "accuracy.png")
-
-
 def write_plots(report: dict[str, Any], folder: Path) -> list[Path]:
     """Draw every plot for which the report holds figures.
 
@@ -40,11 +37,9 @@ def write_plots(report: dict[str, Any], folder: Path) -> list[Path]:
     Returns:
         The files written.
     """
-    sections = ("routing", "features", "training", "interventions", "overfitting")
-    draw = (plot_routing, plot_features, plot_training, plot_swap, plot_accuracy)
     written = []
-    for name, section, plot in zip(PLOTS, sections, draw, strict=True):
-        figure = _drawn(report[section], plot)
+    for name, (section, draw) in PLOTS.items():
+        figure = _drawn(report[section], draw)
         if figure is not None:
             figure.savefig(folder / name, dpi=DOTS_PER_INCH)
             written.append(folder / name)
@@ -280,3 +275,13 @@ def plot_accuracy(section: dict[str, Any]) -> Any:
     axes.set_title("Accuracy of each module inside and outside the training distribution", fontsize=11)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
+
+
+PLOTS = {
+    "routing.png": ("routing", plot_routing),
+    "features.png": ("features", plot_features),
+    "training.png": ("training", plot_training),
+    "swap.png": ("interventions", plot_swap),
+    "accuracy.png": ("overfitting", plot_accuracy),
+}
+"""The section of a diagnosis that each file shows, and what draws it."""
