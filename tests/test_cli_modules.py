@@ -397,7 +397,7 @@ def test_an_adapter_folder_is_replaced_only_when_asked(done, refused, workplace)
 def test_where_a_changed_run_goes_must_be_said(refused, workplace):
     assert "--out NEW" in refused("modules", "run", "rename", "text", "x")
     assert "exists" in refused("modules", "run", "rename", "text", "x", "--out", "run")
-    assert "exists" in refused("modules", "run", "rename", "text", "x", "--out", "adapter")
+    assert "not a run folder" in refused("modules", "run", "rename", "text", "x", "--out", "adapter")
     assert "not a run folder" in refused("modules", "run", "rename", "text", "x", "--out", "adapter", "--overwrite")
     assert "is a file" in refused("modules", "run", "rename", "text", "x", "--out", "recipe.yaml/x")
     assert "in each other" in refused("modules", "run", "rename", "text", "x", "--out", "run/x")

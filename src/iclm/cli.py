@@ -112,7 +112,7 @@ def train(
     """
     quiet_libraries()
     from iclm.evaluation.evaluate_run import evaluate_run
-    from iclm.evaluation.runs import load_run
+    from iclm.evaluation.runs import divergence, load_run
     from iclm.recipe import load_recipe
     from iclm.report.tables import evaluation_table
     from iclm.training.processes import is_first
@@ -123,10 +123,7 @@ def train(
     if not is_first():
         return
     if record["diverged"]:
-        raise ConfigurationError(
-            f"the training has diverged: weights of {out} are not finite; train anew, for instance with a smaller "
-            "training.learning_rate"
-        )
+        raise ConfigurationError(divergence(out))
     report = None
     if loaded.data.validation:
         note("validation")

@@ -110,6 +110,26 @@ def check_folder_place(out: Path) -> None:
     _check_place(out, f"{out} cannot be written")
 
 
+def check_replaceable(out: Path, mark: str, own: Iterable[str], what: str, *, overwrite: bool) -> None:
+    """Raise `ConfigurationError` unless a folder is new, empty, or to be replaced and nothing but what it should be; changes nothing.
+
+    Args:
+        out: the folder.
+        mark: the file by which a folder is known to be what is replaced.
+        own: patterns of the names of its files.
+        what: what it is, as in "a run folder".
+        overwrite: whether it is to be replaced.
+    """
+    check_folder_place(out)
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / mark).is_file():
+        raise ConfigurationError(f"{out} is not {what}, so it is not replaced; choose another --out")
+    if not overwrite:
+        raise ConfigurationError(f"{out} exists; pass --overwrite to replace it")
+    check_own(out, own, what)
+
+
 def check_own(out: Path, own: Iterable[str], what: str) -> None:
     """Raise `ConfigurationError` if a folder that is to be replaced holds anything but its own files, given as patterns."""
     foreign = sorted(path.name for path in out.iterdir() if not any(fnmatch(path.name, name) for name in own))

@@ -70,10 +70,15 @@ def diverged(model: torch.nn.Module) -> bool:
 def check_finite(run: Run) -> None:
     """Raise `CheckpointError` where a run's weights are no numbers, so that nothing it says means anything."""
     if diverged(run.model):
-        raise CheckpointError(
-            f"{run.folder} has weights that are not finite: its training has diverged; train anew, for instance with a smaller "
-            "training.learning_rate"
-        )
+        raise CheckpointError(divergence(run.folder))
+
+
+def divergence(folder: Path) -> str:
+    """What is said of a run whose training has diverged."""
+    return (
+        f"the training has diverged: weights of {folder} are not finite; train anew, for instance with a smaller "
+        "training.learning_rate"
+    )
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.table import Table
 
-from iclm.data.files import atomic_write, check_folder_place, check_own
+from iclm.data.files import atomic_write, check_replaceable
 from iclm.errors import ConfigurationError
 from iclm.evaluation.comparison import difference_interval
 from iclm.evaluation.metrics import Accuracy
@@ -448,14 +448,7 @@ _DETAILS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
 
 def check_folder(out: Path, *, overwrite: bool) -> None:
     """Raise `ConfigurationError` if a diagnosis cannot be written to a folder; changes nothing."""
-    check_folder_place(out)
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not (out / FILE).is_file():
-        raise ConfigurationError(f"{out} is no diagnosis, so it is not replaced; choose another --out")
-    if not overwrite:
-        raise ConfigurationError(f"{out} exists; pass --overwrite to replace it")
-    check_own(out, (FILE, *PLOTS), "a diagnosis")
+    check_replaceable(out, FILE, (FILE, *PLOTS), "a diagnosis", overwrite=overwrite)
 
 
 def with_verdicts(report: dict[str, Any]) -> dict[str, Any]:

@@ -60,13 +60,12 @@ def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     is_run = _is_run(out, resume=resume)
-    if not is_run and (overwrite or resume):
+    if not is_run:
         raise ConfigurationError(
             f"{out} is not a run folder, so it is neither replaced nor resumed; choose another --out"
         )
     if not overwrite and not resume:
-        hint = "pass --overwrite to replace it" + (", or --resume to go on" if is_run else "")
-        raise ConfigurationError(f"{out} exists; {hint}")
+        raise ConfigurationError(f"{out} exists; pass --overwrite to replace it, or --resume to go on")
     if overwrite:
         check_own(out, OURS, "a run folder")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from iclm.data.files import check_folder_place, check_own
+from iclm.data.files import check_replaceable
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.evaluate_run import read_for
 from iclm.evaluation.runs import FINISHED, Run, check_finite, domains_of, load_run, read_record
@@ -256,7 +256,7 @@ def export_adapter(
         ICLMError: no run, no such module, or a folder that must not be written.
     """
     out = Path(out)
-    _may_write(out, CONFIG, "an adapter folder", ADAPTER, overwrite)
+    check_replaceable(out, CONFIG, ADAPTER, "an adapter folder", overwrite=overwrite)
     config, _ = _described(Path(folder))
     number = module_named(config, module)  # before the base is loaded
     run = load_run(folder, base=base)
@@ -312,20 +312,8 @@ def _place(folder: Path, out: str | Path | None, overwrite: bool) -> Path:
     one, two = folder.resolve(), target.resolve()
     if one != two and (one in two.parents or two in one.parents):
         raise ConfigurationError(f"--out {out} and the run {folder} lie in each other; choose another --out")
-    _may_write(target, FINISHED, "a run folder", OURS, overwrite)
+    check_replaceable(target, FINISHED, OURS, "a run folder", overwrite=overwrite)
     return target
-
-
-def _may_write(out: Path, mark: str, what: str, own: Sequence[str], overwrite: bool) -> None:
-    """Raise `ConfigurationError` unless a folder is new, empty, or may be replaced and holds what it should."""
-    check_folder_place(out)
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise ConfigurationError(f"{out} exists; pass --overwrite to replace it")
-    if not (out / mark).is_file():
-        raise ConfigurationError(f"{out} is not {what}, so it is not replaced; choose another --out")
-    check_own(out, own, what)
 
 
 def _change(
