@@ -155,3 +155,15 @@ def test_shared_keys_and_values_stay_above_the_split():
 def test_a_base_that_is_not_understood_is_refused(config, why):
     with pytest.raises(BackboneError, match=why):
         ICLMForCausalLM.from_base(transformers.AutoModelForCausalLM.from_config(config), num_domains=2)
+
+
+def test_a_base_that_reads_the_weights_of_a_linear_layer_says_so():
+    config = transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=8, **TOKENS)
+    base = transformers.AutoModelForCausalLM.from_config(config).float()
+    settings = {"num_domains": 2, "router": "oracle", "split_layer": 0}
+    model = ICLMForCausalLM.from_base(base, target_modules="all-linear", **settings)
+    with pytest.raises(BackboneError, match=r"weight of mixer\.dt_proj .* name the other layers in target_modules"):
+        model(input_ids=prompts(), route=ROUTE)
+    base = transformers.AutoModelForCausalLM.from_config(config).float()
+    model = ICLMForCausalLM.from_base(base, target_modules=["in_proj", "out_proj"], **settings)
+    assert model(input_ids=prompts(), route=ROUTE).logits.isfinite().all()

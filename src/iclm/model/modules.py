@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from iclm.errors import ConfigurationError
+from iclm.errors import BackboneError, ConfigurationError
 from iclm.model.configuration_iclm import ICLMConfig
 from iclm.model.plan import ActivationPlan
 
@@ -87,6 +87,10 @@ class Runtime:
             self.activation = previous
 
 
+class _ReadPast(BackboneError, AttributeError):
+    """A base reads the weights of a linear layer instead of calling it, so that no LoRA could have an effect on it."""
+
+
 class LoRABank(nn.Module):
     """A frozen linear layer with M low-rank modules.
 
@@ -94,11 +98,12 @@ class LoRABank(nn.Module):
         base: the frozen layer, [out, in].
         modules: their numbers, 0 for the invariant module, 1 + i for domain module i.
         rank, dropout: r, and the dropout probability before A.
+        name: of the layer in its decoder layer, for messages.
     """
 
-    def __init__(self, base: nn.Linear, modules: Sequence[int], rank: int, dropout: float) -> None:
+    def __init__(self, base: nn.Linear, modules: Sequence[int], rank: int, dropout: float, name: str = "") -> None:
         super().__init__()
-        self.base = base
+        self.base, self.name = base, name
         self.rank, self.dropout = rank, dropout
         self.chosen: tuple[torch.Tensor, torch.Tensor] | None = None
         self.gate: torch.Tensor | None = None
@@ -111,6 +116,14 @@ class LoRABank(nn.Module):
         self.lora_B = nn.ParameterDict(
             {str(m): nn.Parameter(torch.zeros(base.out_features, rank, device=device)) for m in modules}
         )
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            raise _ReadPast(
+                f"the base reads the {name} of {self.name or 'a linear layer'} and does not call it, so modules of it would do "
+                "nothing; name the other layers in target_modules"
+            )
+        return super().__getattr__(name)
 
     def reset(self, generator: torch.Generator) -> None:
         """Start each A uniformly in +-1/sqrt(in) (the usual Kaiming start of LoRA) and each B at zero."""
@@ -293,7 +306,7 @@ def adapt(layers: nn.ModuleList, config: ICLMConfig, runtime: Runtime) -> None:
             for name in targets[index - config.split_layer]:
                 linear = layer.get_submodule(name)
                 assert isinstance(linear, nn.Linear)
-                bank = LoRABank(linear, config.modules, config.lora_rank, config.lora_dropout)
+                bank = LoRABank(linear, config.modules, config.lora_rank, config.lora_dropout, name)
                 bank.reset(generator)
                 parent, _, leaf = name.rpartition(".")
                 setattr(layer.get_submodule(parent), leaf, bank)
