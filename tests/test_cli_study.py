@@ -61,6 +61,7 @@ def test_from_a_recipe_to_tables_in_a_document(study, recipe, tmp_path):
     out, results, document = tmp_path / "s", tmp_path / "r", tmp_path / "doc.md"
     code, said, _ = study(recipe, "--out", out, "--plan")
     assert code == 0 and said.splitlines()[-1] == "0 of 4 jobs are done" and said.startswith("left: acre/lora/seed-0")
+    assert not out.exists()
     code, said, err = study(recipe, "--out", out, "--only", "seed-0")
     assert (code, said) == (0, "3 of 3 jobs are done\n"), err
     assert "began acre/iclm/seed-0" in err and "done acre/rule/seed-0" in err and "3 of 3 jobs done" in err
@@ -77,6 +78,9 @@ def test_from_a_recipe_to_tables_in_a_document(study, recipe, tmp_path):
     )
 
     rows = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    code, said, err = study(recipe, "--out", tmp_path / "t", "--known", results, "--plan")
+    assert code == 0 and said == "left: acre/rule/seed-1\n3 of 4 jobs are done\n" and "3 jobs are known" in err
+    assert not (tmp_path / "t").exists()
     wanted = {"method", "module", "train_set", "test_set", "split", "format", "strict", "seed", "n", "correct"}
     assert all({*wanted, "job", "device", "seconds"} <= set(row) for row in rows)
     rule = [row for row in rows if row["method"] == "rule"]

@@ -17,6 +17,7 @@ from iclm.cli_shared import (
     quiet_libraries,
     report_jobs,
     stdout,
+    to_look_ahead,
 )
 from iclm.errors import ConfigurationError
 
@@ -57,9 +58,14 @@ def run(
     from iclm.studies.continual.runner import Experiment
 
     experiment = Experiment(with_boundaries(load_continual(recipe), boundaries), recipe.stem, out, only or ())
-    if known:
-        note(f"{len(take_over(experiment, known))} sequences are known from {', '.join(map(str, known))}")
-    standing = experiment.standing
+    with to_look_ahead(out, plan and bool(known)) as place:
+        if place != out:
+            experiment = Experiment(experiment.recipe, recipe.stem, place, only or ())
+        if known:
+            note(f"{len(take_over(experiment, known))} sequences are known from {', '.join(map(str, known))}")
+    if plan:
+        report_jobs(experiment.standing, "sequences", as_json)
+        return
     shown: set[str] = set()
 
     def report(state: Any) -> None:
@@ -73,8 +79,7 @@ def run(
                 shown.add(key)
                 note(line)
 
-    if not plan:
-        standing = experiment.run(jobs, report)
+    standing = experiment.run(jobs, report)
     report_jobs(standing, "sequences", as_json)
 
 

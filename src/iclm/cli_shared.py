@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -91,6 +93,24 @@ def report_written(summary: dict[str, Any], out: Path, as_json: bool) -> None:
     else:
         counts = [f"{summary[name]} {name}" for name in ("problems", "examples", "queries") if name in summary]
         print(f"{', '.join(counts)} written to {out}")
+
+
+@contextmanager
+def to_look_ahead(out: Path, apart: bool) -> Iterator[Path]:
+    """A folder of jobs in which to find out what is left to do: itself, or a copy of what its jobs found, gone afterwards.
+
+    Args:
+        apart: a copy is needed, as something will be written.
+    """
+    with TemporaryDirectory() as place:
+        if not apart:
+            yield out
+            return
+        copy = Path(place) / "copy"
+        for file in (*out.glob("*.yaml"), *out.glob("jobs/*/*.json*")):
+            (copy / file.relative_to(out)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy / file.relative_to(out))
+        yield copy
 
 
 def report_jobs(state: Any, what: str, as_json: bool) -> None:

@@ -19,6 +19,7 @@ from iclm.cli_shared import (
     quiet_libraries,
     report_jobs,
     stdout,
+    to_look_ahead,
 )
 from iclm.errors import ConfigurationError
 
@@ -65,8 +66,14 @@ def run(
     if cpus is not None and ray_address is None:
         raise ConfigurationError("cpus is for jobs of a Ray cluster; give --ray, or leave it out")
     study = Study(load_study(recipe), out, shard=parse_shard(shard), only=only or ())
-    if known:
-        note(f"{len(take_over(study, known))} jobs are known from {', '.join(map(str, known))}")
+    with to_look_ahead(out, plan and bool(known)) as place:
+        if place != out:
+            study = Study(study.recipe, place, shard=study.shard, only=study.only)
+        if known:
+            note(f"{len(take_over(study, known))} jobs are known from {', '.join(map(str, known))}")
+    if plan:
+        report_jobs(study.state, "jobs", as_json)
+        return
     console = Console(stderr=True)
     shown: set[str] = set()
 
@@ -74,25 +81,23 @@ def run(
         for line in progress_lines(state, executor.slots, shown):
             note(line)
 
-    state = study.state
-    if not plan:
-        with ExitStack() as stack:
-            executor: Executor = LocalExecutor(jobs)
-            if ray_address is not None:
-                from iclm.studies.study.ray_executor import RayExecutor
+    with ExitStack() as stack:
+        executor: Executor = LocalExecutor(jobs)
+        if ray_address is not None:
+            from iclm.studies.study.ray_executor import RayExecutor
 
-                executor = stack.enter_context(RayExecutor(ray_address, jobs=jobs, cpus=cpus))
-            if console.is_terminal:
-                stack.enter_context(
-                    Live(
-                        get_renderable=lambda: progress_table(study.state, executor.slots),
-                        console=console,
-                        refresh_per_second=1,
-                    )
+            executor = stack.enter_context(RayExecutor(ray_address, jobs=jobs, cpus=cpus))
+        if console.is_terminal:
+            stack.enter_context(
+                Live(
+                    get_renderable=lambda: progress_table(study.state, executor.slots),
+                    console=console,
+                    refresh_per_second=1,
                 )
-                state = study.run(executor=executor)
-            else:
-                state = study.run(executor=executor, report=report)
+            )
+            state = study.run(executor=executor)
+        else:
+            state = study.run(executor=executor, report=report)
     report_jobs(state, "jobs", as_json)
 
 

@@ -28,6 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from iclm.errors import ConfigurationError
 from iclm.yaml_file import read_yaml
 
+SPLITS = ("train", "val", "test", "holdout")
+"""Of generated problems; holdout of PVR only."""
+
 
 def _kinds(annotation: Any) -> set[Any]:
     """The plain types that an annotation such as `int | None` names."""
@@ -165,7 +168,7 @@ class DataSource(Section):
     """Rendering of ACRE objects: as published, or with the shift of Comp kept and the order shuffled."""
     shifted: bool | None = None
     """Whether it lies outside the training distribution; null means: it is of a regime, configuration, wording, number of
-    variables or PVR task that no training source is of, or of PVR's holdout."""
+    variables or PVR task that no training source is of, or of what one of PVR holds out."""
     domain: str | None = None
     """Name of the domain; null means the format for ACRE and RAVEN problems, corr2cause, pvr, or the file's name."""
 
@@ -187,6 +190,9 @@ class DataSource(Section):
                 raise ValueError("generated problems need problems (how many)")
             if self.format is not None:
                 raise ValueError("format is for ACRE and RAVEN; CORR2CAUSE and PVR have one rendering, leave it out")
+        splits = SPLITS if self.pvr is not None else SPLITS[:3]
+        if self.generated and self.split not in splits:
+            raise ValueError(f"split is {self.split!r}; of these problems it is one of {', '.join(splits)}")
         for origin, names in (("corr2cause", ("variables", "balanced")), ("pvr", ("complexity", "shift"))):
             for name in names:
                 if getattr(self, origin) is None and getattr(self, name) != type(self).model_fields[name].default:

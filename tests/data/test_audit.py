@@ -225,3 +225,14 @@ def test_interval_is_wilsons():
     for right, n in [(0, 1), (3, 10), (10, 10), (4000, 8000)]:
         expected = binomtest(right, n).proportion_ci(method="wilson")
         assert wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_a_file_that_exists_is_no_name_and_file(tmp_path, monkeypatch):
+    from iclm.data.audit.command import audit_files
+
+    monkeypatch.chdir(tmp_path)
+    line = '{"input": [{"role": "user", "content": "%d"}], "choice_strings": ["0", "1"], "ideal": "%d"}\n'
+    for name in ("a=b.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("".join(line % (i, i % 2) for i in range(4 if name == "b.jsonl" else 6)))
+    assert audit_files(["a=b.jsonl"]).split("a=b.jsonl").examples == 6
+    assert audit_files(["c=b.jsonl"]).split("c").examples == 4

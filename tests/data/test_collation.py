@@ -284,3 +284,12 @@ def test_packs_of_a_batch_have_similar_lengths():
 
     plain = [list(range(start, start + 8)) for start in range(0, 200, 8)]
     assert padding(LengthBucketedBatches(packs, 8)) < 0.4 * padding(plain)
+
+
+def test_a_choice_that_begins_another_ends_so_that_it_can_lose(tiny_tokenizer):
+    end = tiny_tokenizer.eos_token_id
+    nested, apart = encode([example(choices=("1", "1 2", "7"), answer="1 2"), example()], tiny_tokenizer)
+    one, other, _ = nested.choices
+    assert all(choice[-1] == end for choice in nested.choices) and other[: len(one) - 1] == one[:-1]
+    assert nested.answer == other[:-1]  # labels have their own end
+    assert not any(end in choice for choice in apart.choices)

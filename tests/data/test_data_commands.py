@@ -251,3 +251,10 @@ def test_files_that_hold_no_problems_are_refused(tmp_path, raw, message):
 def test_missing_files_are_said(tmp_path):
     with pytest.raises(DataError, match="none: no such file"):
         solve_file(tmp_path / "none")
+
+
+def test_a_missing_file_is_said_though_what_would_be_replaced_exists(comp_file, tmp_path):
+    before = comp_file.read_bytes()
+    with pytest.raises(DataError, match="none: no such file"):
+        render_file(tmp_path / "none", "text", "official", comp_file, overwrite=True)
+    assert comp_file.read_bytes() == before

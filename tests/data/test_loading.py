@@ -7,9 +7,17 @@ import pytest
 from pydantic import ValidationError
 
 from iclm.data import corr2cause, pvr, raven
-from iclm.data.loading import distribution, domain_numbers, read_source, read_sources, source_name
+from iclm.data.loading import (
+    distribution,
+    domain_numbers,
+    overlap,
+    read_source,
+    read_sources,
+    source_name,
+    trained_on,
+)
 from iclm.errors import ConfigurationError
-from iclm.recipe import DataSource
+from iclm.recipe import SPLITS, DataSource
 
 
 def source(**values):
@@ -23,6 +31,21 @@ def test_the_recipe_offers_what_the_generators_do():
     assert values_of("corr2cause") == corr2cause.VARIANTS
     assert values_of("pvr") == pvr.AGGREGATIONS
     assert get_args(DataSource.model_fields["shift"].annotation) == pvr.SHIFTS
+    assert SPLITS == pvr.SPLITS
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"acre": "IID", "format": "text", "split": "tst"},
+        {"raven": "left_right", "format": "text", "split": "holdout"},
+        {"corr2cause": "official", "split": "holdout"},
+        {"pvr": "max", "split": "all"},
+    ],
+)
+def test_an_unknown_split_of_generated_problems_is_found_when_the_recipe_is_read(values):
+    with pytest.raises(ValidationError, match=r"split is '\w+'; of these problems it is one of train, val, test"):
+        source(**values)
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -122,11 +145,10 @@ def test_a_source_that_cannot_be_generated_is_refused(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"corr2cause": "official", "split": "holdout"}, "split is 'holdout'"),
         ({"corr2cause": "official", "variables": [2], "balanced": True}, "no hypothesis is valid"),
         ({"pvr": "max", "shift": "permutation"}, "needs complexity 1 or 2"),
     ],
-    ids=["split", "balanced", "shift"],
+    ids=["balanced", "shift"],
 )
 def test_what_a_generator_cannot_do_is_told_when_the_source_is_read(values, message):
     with pytest.raises(ConfigurationError, match=message):
@@ -164,3 +186,38 @@ def test_only_raven_problems_ask_for_a_panel(tmp_path):
     file.write_text('{"input": [{"role": "user", "content": "Well?"}], "ideal": "yes"}\n')
     with pytest.raises(ConfigurationError, match=r"lines\.jsonl holds no RAVEN problems; ask: panel is for those"):
         read_source(DataSource(file=file, ask="panel"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"acre": "IID", "format": "text"}, {"acre": "IID", "format": "symbolic", "problems": 9}, True),
+        ({"acre": "IID", "format": "text"}, {"acre": "IID", "format": "text", "objects": "strict"}, True),
+        ({"acre": "IID", "format": "text"}, {"acre": "IID", "format": "text", "seed": 1}, False),
+        ({"acre": "IID", "format": "text"}, {"acre": "Sys", "format": "text"}, False),
+        ({"acre": "IID", "format": "text"}, {"acre": "IID", "format": "text", "split": "val"}, False),
+        ({"raven": "left_right", "format": "text"}, {"raven": "left_right", "format": "text", "answers": "fair"}, True),
+        (
+            {"raven": "left_right", "format": "text"},
+            {"raven": "left_center_single_right_center_single", "format": "text", "ask": "panel"},
+            True,
+        ),
+        ({"corr2cause": "official"}, {"corr2cause": "renamed", "seed": 3}, True),  # there are few
+        ({"corr2cause": "official", "variables": [3]}, {"corr2cause": "official", "variables": [4]}, False),
+        ({"pvr": "max"}, {"pvr": "max", "seed": 1}, False),
+        ({"file": "a.jsonl"}, {"file": "./a.jsonl", "limit": 3}, True),
+        ({"file": "a.jsonl"}, {"file": "b.jsonl"}, False),
+        ({"dataset": "squad"}, {"dataset": "squad", "split": "test"}, False),
+    ],
+)
+def test_sources_that_can_ask_the_same_problems_overlap(one, other, same):
+    sources = [DataSource.model_validate({"problems": 4, **values}) for values in (one, other)]
+    assert overlap(*sources) is overlap(*reversed(sources)) is same
+    assert overlap(sources[0], sources[0])
+
+
+def test_the_seed_of_a_training_takes_the_place_of_its_sources():
+    train = [DataSource(acre="IID", problems=4, format="text", seed=9)]
+    test = DataSource(acre="IID", problems=4, format="symbolic", seed=3)
+    assert trained_on(test, train, [0, 1]) is None and trained_on(test, train, [0, 3]) == 3
+    assert trained_on(train[0], train, [0]) is None  # the seed that is given is not the one trained with

@@ -341,6 +341,8 @@ def test_mcnemar_counts_only_changed_answers(lost, gained):
         ({"corr2cause": "paraphrased"}, True),
         ({"pvr": "max", "split": "val"}, False),
         ({"pvr": "max", "split": "holdout"}, True),
+        ({"pvr": "max", "split": "holdout", "shift": "permutation"}, False),  # the training holds out other windows
+        ({"pvr": "max", "split": "test", "shift": "permutation"}, False),
         ({"pvr": "max", "complexity": 1}, True),
         ({"pvr": "min"}, True),
     ],

@@ -10,7 +10,7 @@ from iclm.data.acre import generate
 from iclm.data.collation import EncodedExample, encode
 from iclm.data.example import Example, Message
 from iclm.errors import ConfigurationError, DataError
-from iclm.evaluation.scoring import chains, score, score_plain
+from iclm.evaluation.scoring import Scores, chains, score, score_plain, shared_start
 from iclm.model.modules import LoRABank
 
 ROUTES = ("route_0", "route_1", "route_2")
@@ -297,13 +297,17 @@ def test_routes_are_the_routers_and_not_the_true_domains(llama):
 
 @pytest.mark.parametrize("modules", [("mixture",), ("mixture", "invariant"), ("mixture", "domain_1"), ALL])
 def test_states_are_those_of_both_sides_where_the_answer_is_predicted(llama, modules):
-    items = [*CASES["one-token"], *CASES["several-chains"]]
+    # of choices that begin alike the token before they part, not the last of the prompt
+    items = [*CASES["one-token"], *CASES["several-chains"], CASES["same-start"][0], *CASES["chains-that-share-a-start"]]
+    starts = [[], [], [], [], [5], [5]]
     found = score(llama, items, modules=modules, states=True)
-    for number, one in enumerate(items):
-        ids, route = torch.tensor([one.prompt]), int(found.routes[number])
+    for number, (one, start) in enumerate(zip(items, starts, strict=True)):
+        ids, route = torch.tensor([[*one.prompt, *start]]), int(found.routes[number])
         with torch.no_grad():
             for side, module in (("invariant", "invariant"), ("domain", f"domain_{route}")):
-                expected = llama.encode(ids, module=module).hidden[0, -1]
+                prompt_mask = torch.ones_like(ids)
+                prompt_mask[0, len(one.prompt) :] = 0
+                expected = llama.encode(ids, module=module, prompt_mask=prompt_mask).hidden[0, -1]
                 torch.testing.assert_close(torch.from_numpy(found.states[side][number]), expected, rtol=0, atol=2e-5)
 
 
@@ -365,3 +369,18 @@ def test_predictions_are_the_likeliest_choices(llama):
 def test_nothing_to_score_gives_nothing(llama):
     scores = score(llama, [], modules=("mixture",), states=True)
     assert scores.choices == {"mixture": []} and len(scores.routes) == 0 and scores.states == {}
+
+
+@pytest.mark.parametrize(
+    ("choices", "start"),
+    [([[5], [6]], 0), ([[5, 6], [5, 7]], 1), ([[5, 6, 7], [5, 6, 8], [5, 9]], 1), ([[5, 6], [5]], 0), ([[5, 6, 7]], 2)],
+)
+def test_choices_part_where_their_tokens_first_differ(choices, start):
+    assert shared_start([tuple(choice) for choice in choices]) == start
+
+
+def test_a_score_that_is_no_number_answers_nothing():
+    values = [torch.tensor(row).numpy() for row in ([0.0, 1.0], [float("nan")] * 2, [2.0, float("-inf")])]
+    found = Scores({"mixture": values})
+    assert found.predictions("mixture").tolist() == [1, -1, -1] and not found.finite
+    assert Scores({"mixture": values[:1]}).finite

@@ -254,6 +254,40 @@ def test_two_tasks_of_one_name_are_refused_with_the_line(values, tmp_path):
         load_continual(tmp_path / "recipe.yaml")
 
 
+@pytest.mark.parametrize("changes", [{}, {"format": "text"}, {"seed": 5}])
+def test_a_test_that_asks_what_some_task_is_trained_on_is_refused(values, tmp_path, changes):
+    asked = {"acre": "IID", "problems": 2, "format": "symbolic", **changes}  # the split is left out, which is train
+    tasks = {**values["tasks"], "words": {**values["tasks"]["words"], "test": [asked]}}
+    with pytest.raises(
+        ConfigurationError, match=r"tasks\.words\.test\.0 \(acre-IID-train-\w+\) asks problems that are trained on"
+    ):
+        load(values, tmp_path, tasks=tasks, seeds=[0, 5])
+
+
+def test_a_sequence_that_diverged_fails(values, tmp_path):
+    training = {**values["training"], "learning_rate": 1e30, "max_grad_norm": 0}
+    with pytest.raises(ConfigurationError, match="not finite: the training has diverged"):
+        sequence_of(tmp_path / "job", values, training=training).run()
+
+
+def test_what_is_known_is_only_looked_at_for_a_plan(values, tmp_path):
+    changed = {**values, "methods": {"base": {"kind": "base"}, "lora": {"method": "lora"}}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed))
+    command = ["continual", str(tmp_path / "recipe.yaml"), "--out"]
+    done = CliRunner().invoke(app, [*command, str(tmp_path / "a"), "--only", "base"])
+    assert done.exit_code == 0, done.output
+    planned = CliRunner().invoke(app, [*command, str(tmp_path / "b"), "--known", str(tmp_path / "a"), "--plan"])
+    assert planned.exit_code == 0 and "1 of 2 sequences are done" in planned.stdout
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_of_other_sequences_is_left_alone(values, tmp_path):
+    Experiment(ContinualRecipe.model_validate(values), "x", tmp_path / "out").write_recipe()
+    other = {**values, "methods": {"lora": {"method": "lora"}}}
+    with pytest.raises(ConfigurationError, match=r"holds other sequences, such as given/iclm/seed-0"):
+        Experiment(ContinualRecipe.model_validate(other), "x", tmp_path / "out")
+
+
 def test_an_empty_task_is_refused_by_name(values, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     tasks = {
@@ -405,7 +439,7 @@ def test_a_frozen_invariant_module_has_a_frozen_aggregator(values, tmp_path):
 
 
 SOURCE = {"acre": "IID", "problems": 1, "format": "text"}
-TASK = {"train": [SOURCE], "test": [SOURCE]}
+TASK = {"train": [SOURCE], "test": [{**SOURCE, "split": "test"}]}
 UNKNOWN = {"iclm": {"boundaries": "unknown"}}
 
 # -- streams -----------------------------------------------------------------------------------------------------------

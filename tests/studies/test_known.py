@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from iclm.errors import ConfigurationError
+from iclm.errors import CheckpointError, ConfigurationError, DataError
 from iclm.studies.continual import known as sequences
 from iclm.studies.continual.recipe import ContinualRecipe
 from iclm.studies.continual.results import collect as collect_sequences
@@ -103,7 +103,16 @@ def test_sequences_go_on_from_a_report_and_are_reported_the_same(tmp_path):
         kind = recipe.methods[job.spec["method"]].kind
         lines.append({"job": job.folder, **head, "kind": kind, "recipe": job.spec["recipe"], **line})
         rows += [
-            {"job": job.folder, **head, "module": "mixture", "tested_on": task, "n": 2, "correct": 1} for task in "ab"
+            {
+                "job": job.folder,
+                **head,
+                "module": "mixture",
+                "trained_through": 2,
+                "tested_on": task,
+                "n": 2,
+                "correct": 1,
+            }
+            for task in "ab"
         ]
     (tmp_path / "report").mkdir()
     for name, values in (("sequences.jsonl", lines), ("rows.jsonl", rows)):
@@ -115,3 +124,48 @@ def test_sequences_go_on_from_a_report_and_are_reported_the_same(tmp_path):
     assert found.sequences == lines and found.rows == rows
     other = Experiment(recipe.model_copy(update={"training": {"batch_size": 3}}), "tiny", tmp_path / "o")
     assert sequences.take_over(other, [tmp_path / "report"]) == ["given/base"]
+
+
+def test_tries_whose_rows_did_not_come_with_a_report_are_not_known(recipe, report, tmp_path):
+    (tmp_path / "report").mkdir()
+    for file in report.iterdir():
+        if file.name != "tries.jsonl":
+            shutil.copy(file, tmp_path / "report")
+    study = runner.Study(recipe, tmp_path / "s")
+    assert known.take_over(study, [tmp_path / "report"]) == ["acre/base"]
+    assert [job.name for job in study.state.waiting] == ["acre/lora/try-0", "acre/lora/try-1", "acre/lora/seed-0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"n": 0, "correct": 0}, "n is 0"),
+        ({"problems": 0}, "problems 0"),
+        ({"problems": {"of": [-1]}}, "problems"),
+        ({"correct": 99}, "correct is 99"),
+        ({"answers": "zz"}, "hexadecimal"),
+        ({"answers": ""}, "hexadecimal"),
+    ],
+)
+def test_a_damaged_row_of_a_report_is_named_with_its_line(report, tmp_path, changes, why):
+    shutil.copytree(report, tmp_path / "r")
+    lines = [json.loads(line) for line in (tmp_path / "r" / "results.jsonl").read_text().splitlines()]
+    lines[1] |= changes
+    (tmp_path / "r" / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=rf"results\.jsonl:2: .*{why}"):
+        collect([tmp_path / "r"])
+
+
+@pytest.mark.parametrize("line", ['{"a": 1}', "[1]", "3"])
+def test_a_file_of_something_else_is_no_report_of_sequences(tmp_path, line):
+    (tmp_path / "x.jsonl").write_text(line + "\n")
+    with pytest.raises(CheckpointError, match=r"x\.jsonl:1: sequence is missing"):
+        collect_sequences([tmp_path / "x.jsonl"])
+
+
+def test_a_finished_job_without_what_it_was_given_is_damaged(recipe, report, tmp_path):
+    study = runner.Study(recipe, tmp_path / "s")
+    known.take_over(study, [report])
+    next((tmp_path / "s").glob("jobs/*/job.json")).unlink()
+    with pytest.raises(CheckpointError, match=r"job\.json cannot be read"):
+        runner.Study(recipe, tmp_path / "s")

@@ -1,18 +1,22 @@
 """The study on a tiny base: the grid, honest choices, jobs done once, failures that stop nothing."""
 
 import json
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from iclm.data.loading import read_source
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource
+from iclm.report.study_tables import not_run_line
 from iclm.studies.study import grid, job, runner
+from iclm.studies.study.groups import summarise
 from iclm.studies.study.recipe import Range, StudyRecipe, load_study
 from iclm.studies.study.results import collect
-from iclm.studies.study.rows import bits, from_bits
+from iclm.studies.study.rows import bits, from_bits, problem_sizes, problems_of
 from iclm.studies.study.rows import test_names as names_of_tests
 
 
@@ -410,7 +414,7 @@ PANELS = [{**LETTERS[0], "ask": "panel"}]
                     "a": {"train": [ACRE], "validation": [{**ACRE, "split": "val"}], "test": [{**ACRE, "split": "val"}]}
                 }
             },
-            "validation.0 is a test source too",
+            "validation.0 asks problems of a test source",
         ),
         (
             {"data": {"a": {"train": [ACRE], "validation": [{**ACRE, "split": "val", "acre": "Sys"}], "test": [ACRE]}}},
@@ -480,3 +484,96 @@ def test_shipped_studies_can_be_planned(path):
     assert {found.method for found in jobs} == set(study.methods)
     results = {found.id: rows_of(found.trial, 5) for found in jobs if found.trial is not None}
     assert all(found.spec is not None for found in grid.jobs_of(study, results))
+
+
+# -- what must not be asked, and what has no score ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "why"),
+    [
+        ("test", {"split": "train"}, r"data\.acre\.test\.0 .* asks problems that are trained on with seed 0"),
+        ("test", {"split": "train", "seed": 1, "format": "text"}, "trained on with seed 1"),
+        ("test", {"split": "train", "seed": 9}, "trained on with seed 9"),  # that of the search
+        ("validation", {"split": "train", "seed": 1}, r"data\.acre\.validation\.0 .* trained on with seed 1"),
+        ("validation", {"split": "val", "problems": 7, "regime": "Sys"}, "outside the training distribution"),
+    ],
+)
+def test_a_source_whose_problems_are_trained_on_is_refused(values, part, changes, why):
+    source = {"acre": changes.pop("regime", "IID"), "problems": 2, "format": "symbolic", **changes}
+    data = {"acre": {**values["data"]["acre"], part: [source]}}
+    with pytest.raises(ValueError, match=why):
+        study_of(values, data=data, search=SEARCH)
+
+
+def test_a_split_of_training_with_a_seed_of_its_own_may_be_asked(values):
+    source = {"acre": "IID", "split": "train", "seed": 1000003, "problems": 2, "format": "symbolic"}
+    assert study_of(values, data={"acre": {**values["data"]["acre"], "test": [source]}}, search=SEARCH)
+
+
+def test_validation_and_test_share_no_problem_however_many_and_however_rendered(values):
+    test = [{"acre": "IID", "split": "val", "problems": 5, "format": "text"}]
+    with pytest.raises(ValueError, match=r"validation\.0 asks problems of a test source"):
+        study_of(values, data={"acre": {**values["data"]["acre"], "test": test}})
+
+
+def test_a_try_without_rows_chooses_nothing():
+    with pytest.raises(ConfigurationError, match="try 1 has no row"):
+        grid.choose({0: rows_of(0, 3), 1: []})
+
+
+def test_a_module_without_scores_is_right_nowhere_and_the_report_says_so(values, tmp_path):
+    methods = {**values["methods"], "lora": {"method": "lora", "training": {"learning_rate": 1e30, "max_grad_norm": 0}}}
+    study = study_of(values, methods=methods, grid=[{"methods": ["base", "lora"], "seeds": [0]}])
+    state = runner.Study(study, tmp_path / "s").run()
+    assert state.done["acre/lora/seed-0"]["diverged"] and "diverged" not in state.done["acre/base"]
+    found = collect([tmp_path / "s"])
+    rows = {job.line["method"]: job.rows for job in found.jobs}
+    assert all(row["correct"] == 0 for row in rows["lora"]) and any(row["correct"] for row in rows["base"])
+    summary = summarise(found, resamples=100)
+    assert summary["diverged"] == ["acre/lora/seed-0"]
+    assert "answered wrong: acre/lora/seed-0" in not_run_line(summary)
+
+
+def test_what_cannot_be_asked_is_found_before_anything_is_trained(values, tmp_path):
+    test = [{"file": str(tmp_path / "gone.jsonl")}]
+    data = {"acre": {**values["data"]["acre"], "test": test}}
+    study = study_of(values, data=data, grid=[{"methods": ["lora"], "seeds": [0]}])
+    state = runner.Study(study, tmp_path / "s").run()
+    assert "gone.jsonl" in state.failed["acre/lora/seed-0"]
+    assert not list((tmp_path / "s").glob("jobs/*/run"))
+
+
+def test_a_folder_of_another_study_is_left_alone(values, tmp_path):
+    runner.Study(study_of(values), tmp_path / "s").write_recipe()
+    kept = (tmp_path / "s" / runner.RECIPE).read_text()
+    more = study_of(values, training={"batch_size": 2}, grid=[{"methods": ["lora", "iclm"], "seeds": [0, 7]}])
+    assert runner.Study(more, tmp_path / "s").state.waiting  # other settings, but jobs of the same names
+    other = study_of(values, grid=[{"methods": ["lora"], "seeds": [5]}])
+    with pytest.raises(ConfigurationError, match=r"holds another study, of jobs such as acre/base"):
+        runner.Study(other, tmp_path / "s")
+    assert (tmp_path / "s" / runner.RECIPE).read_text() == kept
+
+
+def test_variants_of_a_distribution_are_told_apart_in_its_name_where_there_are_several():
+    def raven(**values):
+        return DataSource.model_validate({"raven": "left_right", "problems": 2, "format": "text", **values})
+
+    assert names_of_tests([raven(), raven(answers="fair")]) == ["RAVEN left_right, iraven", "RAVEN left_right, fair"]
+    assert names_of_tests([raven(), raven(split="test")]) == ["RAVEN left_right, train", "RAVEN left_right, test"]
+    questions = [DataSource(corr2cause="official", problems=4, balanced=balanced) for balanced in (True, False)]
+    assert names_of_tests(questions[:1]) == ["CORR2CAUSE official"]
+    assert names_of_tests(questions) == ["CORR2CAUSE official, balanced", "CORR2CAUSE official, unbalanced"]
+
+
+def test_questions_of_one_problem_that_comes_again_are_of_one_problem():
+    found = read_source(DataSource(corr2cause="official", problems=60, balanced=True, split="test", variables=[3, 4]))
+    sizes = problem_sizes(found)
+    assert isinstance(sizes, dict)
+    numbers = problems_of(sizes, len(found))
+    groups = [example.group for example in found]
+    assert len(set(numbers)) == len(set(groups)) < len(list(groupby(groups)))
+    assert all((numbers[i] == numbers[j]) == (groups[i] == groups[j]) for i in range(60) for j in range(60))
+    assert problems_of(4, 8).tolist() == [0] * 4 + [1] * 4 and problems_of([1, 2], 3).tolist() == [0, 1, 1]
+    with pytest.raises(ValueError, match="not 9"):
+        problems_of([4, 4], 9)

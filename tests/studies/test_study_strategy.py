@@ -2,7 +2,7 @@
 
 import pytest
 
-from iclm.data import acre
+from iclm.data import Example, Message, acre
 from iclm.data.audit.strategies import BY_NAME, STRATEGIES, ShallowRule
 from iclm.data.loading import read_source
 from iclm.errors import ConfigurationError
@@ -35,6 +35,16 @@ def test_the_shallow_rule_misses_what_is_indirect_and_nothing_else(regime, form,
 
 def test_the_shallow_rule_is_no_strategy_of_the_audit_but_can_be_named():
     assert ShallowRule not in STRATEGIES and BY_NAME["shallow rule"] is ShallowRule
+
+
+def test_the_shortest_choices_are_equally_likely():
+    strategy = BY_NAME["choices only, shortest"]()
+    asked = [
+        Example((Message("user", "?"),), choices, choices[0])
+        for choices in (("a b", "a", "b"), ("aa", "bb"), ("c", "dd"))
+    ]
+    assert strategy.unfit(asked) is None
+    assert strategy.predict(asked) == [("a", "b"), ("aa", "bb"), ("c",)]
 
 
 def test_a_strategy_leaves_rows_like_those_of_a_model():

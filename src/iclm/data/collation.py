@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -26,7 +27,8 @@ class EncodedExample:
 
     Attributes:
         prompt: token ids of the prompt without the white space at its end.
-        choices: token ids of each choice as it follows the prompt.
+        choices: token ids of each choice as it follows the prompt. Where those of one begin those of another, as "1" begins
+            "12", all end with end-of-text: what is not said after a choice then counts as well.
         answer: token ids of the answer as it follows the prompt, without end-of-text.
         domain: number of its domain, -1 if not known.
         example: what it was made from.
@@ -82,9 +84,16 @@ def encode(
                 "shorten or leave out the example, or raise max_tokens if the model's context allows"
             )
         number = -1 if domains is None or example.domain is None else domains.get(example.domain, -1)
-        choices = tuple(follow[choice] for choice in example.choices)
+        choices = _told_apart(tuple(follow[choice] for choice in example.choices), tokenizer.eos_token_id)
         encoded.append(EncodedExample(tuple(prompt), choices, follow[example.answer], number, example))
     return encoded
+
+
+def _told_apart(choices: tuple[tuple[int, ...], ...], end: int | None) -> tuple[tuple[int, ...], ...]:
+    """Choices none of which begins another, which it could otherwise never lose to: with end-of-text where one does."""
+    ordered = sorted(set(choices))  # a choice comes right before those that it begins
+    nested = any(after[: len(before)] == before for before, after in pairwise(ordered))
+    return tuple((*choice, end) for choice in choices) if nested and end is not None else choices
 
 
 def _answers(example: Example) -> tuple[str, ...]:

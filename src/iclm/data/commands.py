@@ -207,7 +207,7 @@ def render_file(
         ConfigurationError: an option cannot be used, or the output exists and `overwrite` is false.
         DataError: the input is no file of problems.
     """
-    if overwrite and os.path.exists(out) and os.path.samefile(file, out):
+    if overwrite and os.path.exists(out) and os.path.exists(file) and os.path.samefile(file, out):
         raise ConfigurationError(f"{os.fspath(out)} is the file that is read; choose another --out")
     summary: dict[str, Any] = {"file": os.fspath(file), "out": os.fspath(out), "format": format}
     if _holds_acre(file):

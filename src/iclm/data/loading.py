@@ -96,6 +96,47 @@ def distribution(source: DataSource) -> str | None:
     return None
 
 
+def overlap(one: DataSource, other: DataSource) -> bool:
+    """Whether two sources can ask the same problems, however many of them and in whatever rendering, wording or answer set.
+
+    Generated problems are the same where what they are drawn from, split and seed are; of CORR2CAUSE, which has few, whatever
+    the seeds. Files are the same by name, data sets by name, configuration and split.
+
+    Raises:
+        ConfigurationError: there is no such configuration of RAVEN.
+    """
+    return not _pools(one).isdisjoint(_pools(other))
+
+
+def _pools(source: DataSource) -> set[tuple[Any, ...]]:
+    """What the problems of a source are taken from."""
+    if source.acre is not None:
+        return {("ACRE", source.acre, source.split, source.seed)}
+    if source.raven is not None:
+        return {("RAVEN", raven.configuration(source.raven).name, source.split, source.seed)}
+    if source.corr2cause is not None:
+        return {("CORR2CAUSE", size, source.split) for size in source.variables}
+    if source.pvr is not None:
+        return {("PVR", source.pvr, source.complexity, source.split, source.seed)}
+    if source.file is not None:
+        return {("file", source.file.resolve())}
+    return {("data set", source.dataset, source.config, source.split)}
+
+
+def trained_on(source: DataSource, training: Iterable[DataSource], seeds: Iterable[int]) -> int | None:
+    """A seed with which training sources may ask problems of a source; None if none does.
+
+    Args:
+        seeds: of the trainings, each of which takes the place of the seed of generated problems.
+    """
+    training = list(training)
+    for seed in dict.fromkeys(seeds):
+        seeded = (item.model_copy(update={"seed": seed}) if item.generated else item for item in training)
+        if any(overlap(source, item) for item in seeded):
+            return seed
+    return None
+
+
 def source_name(source: DataSource) -> str:
     """What a source is called in results: acre-Comp-val-text, raven-center_single-test-text-panel, or its file or data set."""
     family, *made = (distribution(source) or "").split(" ")

@@ -207,24 +207,26 @@ def evaluate_generation(
     limit = max_new_tokens or longest + 1
     responses: list[str] = [""] * len(examples)
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].prompt))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        width = max(len(examples[i].prompt) for i in chosen)
-        ids = torch.full((len(chosen), width), int(tokenizer.pad_token_id), device=device)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(chosen):
-            prompt = torch.tensor(examples[i].prompt, device=device)
-            ids[row, width - len(prompt) :] = prompt
-            mask[row, width - len(prompt) :] = 1
-        extra: dict[str, Any] = {"module": module}
-        if by_domain:
-            extra = {"route": torch.tensor([examples[i].domain for i in chosen], device=device)}
-        for i, text in zip(chosen, greedy(model, tokenizer, ids, mask, limit, **extra), strict=True):
-            blanks = boundary(examples[i].example.prompt)[1]
-            responses[i] = text.removeprefix(blanks)
-        if progress is not None:
-            progress(len(chosen))
-    model.train(was_training)
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = max(len(examples[i].prompt) for i in chosen)
+            ids = torch.full((len(chosen), width), int(tokenizer.pad_token_id), device=device)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(chosen):
+                prompt = torch.tensor(examples[i].prompt, device=device)
+                ids[row, width - len(prompt) :] = prompt
+                mask[row, width - len(prompt) :] = 1
+            extra: dict[str, Any] = {"module": module}
+            if by_domain:
+                extra = {"route": torch.tensor([examples[i].domain for i in chosen], device=device)}
+            for i, text in zip(chosen, greedy(model, tokenizer, ids, mask, limit, **extra), strict=True):
+                blanks = boundary(examples[i].example.prompt)[1]
+                responses[i] = text.removeprefix(blanks)
+            if progress is not None:
+                progress(len(chosen))
+    finally:
+        model.train(was_training)
     exact = [exact_match(item.example.answer, text) for item, text in zip(examples, responses, strict=True)]
     partial = [partial_match(item.example.answer, text) for item, text in zip(examples, responses, strict=True)]
     return accuracies(module, examples, exact, partial), responses

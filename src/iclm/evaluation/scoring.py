@@ -37,8 +37,9 @@ class Scores:
         choices: for each module the log-likelihood of each choice in nats, a list of n arrays.
         routes: the router's first choice for each example, int [n]; -1 where no module asked for it, empty where there
             is no router.
-        states: states [n, hidden] of the invariant module (where there is one) and of the routed domain module where the
-            answer is predicted, for a measure of their dependence; empty unless asked for.
+        states: states [n, hidden] of the invariant module (where there is one) and of the routed domain module at the token
+            that predicts the answer, for a measure of their dependence; empty unless asked for. Where all choices of an
+            example begin alike, as with a blank of its own token, it is the token that predicts where they part.
     """
 
     choices: dict[str, list[np.ndarray]] = field(default_factory=dict)
@@ -46,8 +47,16 @@ class Scores:
     states: dict[str, np.ndarray] = field(default_factory=dict)
 
     def predictions(self, module: str) -> np.ndarray:
-        """Number of the likeliest choice of each example, int [n]; the first of equals."""
-        return np.array([int(np.argmax(values)) for values in self.choices[module]], dtype=int)
+        """Number of the likeliest choice of each example, int [n]: the first of equals, -1 where a score is no number.
+
+        So a module that has diverged answers nothing, and is never right.
+        """
+        return np.array([int(np.argmax(v)) if np.isfinite(v).all() else -1 for v in self.choices[module]], dtype=int)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all scores are numbers; they are not where a training has diverged."""
+        return all(bool(np.isfinite(values).all()) for scores in self.choices.values() for values in scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,14 @@ def chains(choices: Sequence[tuple[int, ...]]) -> list[_Chain]:
             longest.append(start)
     owner = [next(i for i, kept in enumerate(longest) if kept[: len(c) - 1] == c[:-1]) for c in choices]
     return [_Chain(kept, tuple(c for c, o in enumerate(owner) if o == i)) for i, kept in enumerate(longest)]
+
+
+def shared_start(choices: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all choices begin with alike; one less than the shortest has, at most, so that a token is left to predict."""
+    count, most = 0, min(map(len, choices)) - 1
+    while count < most and len({choice[count] for choice in choices}) == 1:
+        count += 1
+    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +166,7 @@ def score(
         pad: id of the pad token.
         pack: False runs every sequence on its own, with nothing shared; so does a base on which nothing can be
             (`packing_obstacle`).
-        states: keep the states at the token that predicts the answer, where a mixture is among the modules; the domain
+        states: keep the states at the token that tells the choices apart, where a mixture is among the modules; the domain
             module's are those of the router's choice, or where it is not asked of the first mixture's.
         tokens_per_batch: padded tokens of a batch, at most (a longer pack is a batch of its own).
         progress: called with the number of examples finished.
@@ -313,7 +330,9 @@ def _score_batch(
         for index, item in enumerate(items):
             result.routes[item.number] = first[index]
     if kept is not None and encoded.route is not None:
-        at = examples.new_tensor(where.starts)
+        at = examples.new_tensor(
+            [s + shared_start(i.example.choices) for s, i in zip(where.starts, items, strict=True)]
+        )
         invariant, domain, _ = encoded.sides(states[at], examples[at], positions[at])
         for index, item in enumerate(items):
             if invariant is not None:

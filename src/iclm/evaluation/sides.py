@@ -39,7 +39,7 @@ def is_shifted(source: DataSource, training: Sequence[DataSource]) -> bool:
     As it says itself (`shifted`). Else: ACRE problems of a regime that no training source is of, or of the other side of
     one that changes between training and test (`_regime`), generated RAVEN problems of a configuration that none is of,
     CORR2CAUSE questions in a wording or with a number of variables that none has in it, and PVR problems of a task that
-    none is of or of the holdout. A file tells its regime by an official name (Sys_test.json); where neither it nor the
+    none is of, or of what the training of that task holds out. A file tells its regime by an official name (Sys_test.json); where neither it nor the
     training does, it is taken to be of the training distribution.
     """
     if source.shifted is not None:
@@ -47,7 +47,11 @@ def is_shifted(source: DataSource, training: Sequence[DataSource]) -> bool:
     if source.corr2cause is not None:
         known_sizes = [size for item in training if item.corr2cause == source.corr2cause for size in item.variables]
         return not set(source.variables) <= set(known_sizes)
-    if source.raven is not None or source.pvr is not None:
+    if source.pvr is not None:
+        same = [item for item in training if item.pvr == source.pvr and item.complexity == source.complexity]
+        held_out = any(item.shift == source.shift and item.split != "holdout" for item in same)
+        return not same or (source.split == "holdout" and held_out)
+    if source.raven is not None:
         return distribution(source) not in {distribution(item) for item in training}
     known, regime = {_regime(item) for item in training}, _regime(source)
     return regime is not None and regime not in known and (source.acre is not None or known != {None})

@@ -53,9 +53,11 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that belongs to a saved ICLM; raises `CheckpointError` if the file is damaged."""
+    """Read a JSON object that belongs to something saved; raises `CheckpointError` if the file is missing or damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; save it again") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; save it again") from error
     if not isinstance(values, dict):

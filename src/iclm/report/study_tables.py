@@ -390,7 +390,10 @@ def not_run_line(summary: dict[str, Any]) -> str:
         start + ",".join(found) + ("" if state == "not run" else f" ({state})")
         for (start, state), found in numbers.items()
     ]
-    return f"not run: {', '.join(names)}\n" if names else "All jobs of the study were run.\n"
+    said = f"not run: {', '.join(names)}" if names else "All jobs of the study were run."
+    if summary.get("diverged"):
+        said += f"\n\ndiverged, so that questions count as answered wrong: {', '.join(summary['diverged'])}"
+    return said + "\n"
 
 
 def texts(summary: dict[str, Any]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from iclm.data.collation import Pack, encode
 from iclm.data.files import atomic_write
-from iclm.data.loading import read_sources, training_data
+from iclm.data.loading import overlap, read_sources, source_name, training_data
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.runs import FINISHED, context_length, diverged
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
@@ -140,6 +140,17 @@ def make_trainer(
     )
 
 
+def _check_validation(recipe: Recipe) -> None:
+    """Raise `ConfigurationError` for a validation source whose problems are trained on."""
+    for number, source in enumerate(recipe.data.validation):
+        for other, trained in enumerate(recipe.data.train):
+            if overlap(source, trained):
+                raise ConfigurationError(
+                    f"data.validation.{number} ({source_name(source)}) asks problems that data.train.{other} trains on; "
+                    "give another split, seed or file"
+                )
+
+
 def train(
     recipe: Recipe,
     out: str | Path,
@@ -167,6 +178,7 @@ def train(
     recipe = parse_recipe(recipe.model_dump())  # a recipe may have been changed since it was read
     check_folder(out, overwrite=overwrite, resume=resume)
     check_quantization(recipe.quantization)
+    _check_validation(recipe)
     place = resumption(recipe, out) if resume else Resumption(left=stages_of(recipe.training))
     started -= place.spent
     use_own_gpu()

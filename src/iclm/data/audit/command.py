@@ -46,7 +46,7 @@ def audit_files(
         raise ConfigurationError(f"format is {format!r}; use symbolic or text")
     mapping = parse_columns(columns)
     for argument in files:
-        name, equals, path = argument.partition("=")
+        name, equals, path = ("", "", argument) if Path(argument).exists() else argument.partition("=")
         file = Path(path if equals else argument)
         name = name if equals else file.name
         if name in splits:

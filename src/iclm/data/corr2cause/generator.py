@@ -140,7 +140,7 @@ def generate(
     Returns:
         An iterator in constant memory. Examples of a class come one after the other and share their `group` and all
         but the last message; `kind` is the relation as worded. If `n` is more than the classes give, they come again
-        with other names and hypotheses.
+        with other names and hypotheses, and of the same `group`.
 
     Raises:
         ConfigurationError: an argument cannot be used, or nothing fits (`balanced` needs 3 variables or more).
@@ -169,14 +169,14 @@ def _examples(made: Plan, seed: int, domain: str | None, once: bool) -> Iterator
     """All examples of one visit to every class, or of endless visits."""
     rng = stream("corr2cause", seed)
     number = 0
-    for visit in range(1) if once else count():
+    for _ in range(1) if once else count():
         for chosen in shuffled(rng, made.classes):
             if not made.of_class(chosen):
                 continue
             size = chosen.variables
             order = shuffled(rng, range(size)) if made.labelling == "shuffled" else list(range(size))
-            # The same class comes with other names in another visit.
-            group = f"corr2cause-{chosen.id}" + (f"-{visit}" if visit else "")
+            # what is known of a class answers it in every visit, so that its questions are of one problem
+            group = f"corr2cause-{chosen.id}"
             premise = render_premise(size, _independences(chosen, order), made.variant)
             for hypothesis, valid in _hypotheses(rng, made, chosen, order):
                 relation, x, y = _worded(rng, hypothesis, made.variant)

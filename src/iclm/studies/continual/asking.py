@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from iclm.data.collation import EncodedExample
+from iclm.errors import ConfigurationError
 from iclm.evaluation.scoring import score
 from iclm.model import ICLMForCausalLM
 from iclm.model.configuration_iclm import default_name
@@ -40,6 +41,9 @@ def ask(
 
     Returns:
         Right answers; with an oracle router a task without a module has none of the mixture.
+
+    Raises:
+        ConfigurationError: scores are no numbers, as the training has diverged.
     """
     was_training = model.training
     model.eval()
@@ -64,6 +68,11 @@ def _answered(
 
     def right(modules: tuple[str, ...]) -> tuple[dict[str, int], np.ndarray]:
         scores = score(model, examples, modules=modules, pad=pad)
+        if not scores.finite:
+            raise ConfigurationError(
+                f"log-likelihoods of {' or '.join(modules)} are not finite: the training has diverged; take a smaller "
+                "training.learning_rate"
+            )
         return {m: int((scores.predictions(m) == answers).sum()) for m in modules}, scores.routes
 
     if config.num_domains == 0:

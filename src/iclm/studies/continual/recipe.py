@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from iclm.data.loading import source_name, trained_on
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource, ModelSection, Recipe, Section, explain, merge, parse_recipe, read_mapping, resolve
 
@@ -167,6 +168,19 @@ class ContinualRecipe(Section):
         ):
             if "num_domains" in section:
                 raise ValueError(f"{name}.num_domains is given; modules are opened as tasks come, leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_asked_is_trained_on(self) -> ContinualRecipe:
+        training = [source for task in self.tasks.values() for source in task.train]
+        for name, task in self.tasks.items():
+            for number, source in enumerate(task.test):
+                seed = trained_on(source, training, self.seeds)
+                if seed is not None:
+                    raise ValueError(
+                        f"tasks.{name}.test.{number} ({source_name(source)}) asks problems that are trained on with seed {seed}; "
+                        "give another split, or a seed that is none of seeds"
+                    )
         return self
 
 

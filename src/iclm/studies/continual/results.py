@@ -28,6 +28,9 @@ from iclm.studies.study.statistics import mean_over_seeds
 
 ROWS_FILE, SEQUENCES, BOUNDARIES = "rows.jsonl", "sequences.jsonl", "boundaries.jsonl"
 SPEC_FIELDS = ("name", "sequence", "order", "method", "seed")
+_LINE = ("job", *SPEC_FIELDS, "boundaries", "tasks", "kind", "units", "homes", "total_seconds", "device")
+_ROW = (*("job", "method", "module", "sequence", "order", "seed", "trained_through", "tested_on", "n", "correct"),)
+_THRESHOLD = ("sequence", "order", "seed", "margin", "kind")
 OWN = "own module"  # the domain module that a task was trained with, alone
 SERIES = ("mixture", "oracle", "invariant", OWN)
 SIGNED = ("backward", "forward", "forgetting")
@@ -70,16 +73,17 @@ def collect(folders: Iterable[str | Path]) -> Found:
     found, seen = Found(), dict[str, list[dict[str, Any]]]()
     for folder in map(Path, folders):
         if folder.is_file():
-            _add_boundaries(found, _read_lines(folder))
+            _add_boundaries(found, _read_lines(folder, _THRESHOLD))
             continue
         if (folder / SEQUENCES).is_file() or (folder / BOUNDARIES).is_file():
             rows, lines = (
-                _read_lines(folder / name) if (folder / SEQUENCES).is_file() else [] for name in (ROWS_FILE, SEQUENCES)
+                _read_lines(folder / name, keys) if (folder / SEQUENCES).is_file() else []
+                for name, keys in ((ROWS_FILE, _ROW), (SEQUENCES, _LINE))
             )
             for line in lines:
                 _add(found, seen, line, [row for row in rows if row["job"] == line["job"]], folder)
             if (folder / BOUNDARIES).is_file():
-                _add_boundaries(found, _read_lines(folder / BOUNDARIES))
+                _add_boundaries(found, _read_lines(folder / BOUNDARIES, _THRESHOLD))
             continue
         if not (folder / JOBS).is_dir():
             raise ConfigurationError(f"{folder} is neither an experiment of iclm continual nor a report of one")
@@ -147,11 +151,19 @@ def _settings(line: dict[str, Any]) -> str:
     return digest({name: value for name, value in line.get("recipe", {}).items() if name != "seeds"})
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path, keys: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, each of which has some keys."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        missing = [key for key in keys if not isinstance(line, dict) or key not in line]
+        if missing:
+            raise CheckpointError(
+                f"{path}:{number}: {missing[0]} is missing; it is none of the files that it stands for"
+            )
+    return lines
 
 
 def key_of(line: dict[str, Any]) -> Key:

@@ -19,7 +19,7 @@ import yaml
 from iclm.data.files import atomic_write
 from iclm.errors import ConfigurationError
 from iclm.model.checkpoint import read_json
-from iclm.studies.continual.recipe import ContinualRecipe, only_read
+from iclm.studies.continual.recipe import ContinualRecipe, load_continual, only_read
 from iclm.studies.study.executors import LocalExecutor
 from iclm.studies.study.grid import digest
 from iclm.studies.study.job import DONE, SPEC
@@ -118,6 +118,10 @@ class Experiment:
         if out.is_dir() and any(out.iterdir()) and not (out / RECIPE).is_file() and not (out / JOBS).is_dir():
             raise ConfigurationError(f"{out} holds something else than such an experiment; choose another --out")
         every = sequence_jobs(recipe, sequence)
+        if (out / RECIPE).is_file():
+            before = [job.name for job in sequence_jobs(load_continual(out / RECIPE), sequence)]
+            if not {job.name for job in every} & {*before}:
+                raise ConfigurationError(f"{out} holds other sequences, such as {before[0]}; choose another --out")
         wanted = [job for job in every if not only or any(p in job.name or fnmatch(job.name, p) for p in only)]
         if not wanted:
             names = ", ".join(job.name for job in every[:4])

@@ -168,7 +168,7 @@ def choose(tries: Mapping[int, Iterable[dict[str, Any]]]) -> int:
     """The try with the highest validation accuracy of its mixture over all validation questions; the first of equals.
 
     Raises:
-        ConfigurationError: a row that is none of a try on validation questions.
+        ConfigurationError: a row that is none of a try on validation questions, or a try without rows.
     """
     values: dict[int, float] = {}
     for number, rows in sorted(tries.items()):
@@ -180,7 +180,12 @@ def choose(tries: Mapping[int, Iterable[dict[str, Any]]]) -> int:
                     "validation rows of tries can"
                 )
             mixture += [row] if row["module"] == "mixture" else []
-        values[number] = sum(row["correct"] for row in mixture) / max(sum(row["n"] for row in mixture), 1)
+        asked = sum(row["n"] for row in mixture)
+        if not asked:
+            raise ConfigurationError(
+                f"try {number} has no row of its mixture on validation questions, so nothing can be chosen"
+            )
+        values[number] = sum(row["correct"] for row in mixture) / asked
     return max(values, key=lambda number: values[number])
 
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from iclm.errors import ConfigurationError, DataError
 from iclm.studies.study.results import Collected, FinishedJob, questions_of
-from iclm.studies.study.rows import from_bits
+from iclm.studies.study.rows import from_bits, problems_of
 from iclm.studies.study.statistics import holm, mean_over_seeds, paired_bootstrap
 from iclm.studies.study.strategy import MODULE as STRATEGY
 
@@ -181,28 +181,26 @@ class DataResults:
     def _problem_of(self) -> dict[int, np.ndarray]:
         """For each source the number of the problem of each question, int [questions].
 
-        The same problem rendered in another format or wording, or asked for in another way, has the same number: its answers
-        are not independent either.
+        The same problem rendered in another format or wording, with other wrong answers, or asked for in another way, has the
+        same number: its answers are not independent either.
         """
         first: dict[tuple[str, int], int] = {}
         found, total = {}, 0
         for number, row in self.sources.items():
-            sizes = row["problems"]
-            if isinstance(sizes, int):
-                sizes = [sizes] * (row["n"] // sizes)
+            try:
+                own = problems_of(row["problems"], row["n"])
+            except ValueError as error:
+                raise DataError(f"source {number} of {self.data}: its {error}") from error
+            count = int(own.max()) + 1
             origin = {
                 key: value
                 for key, value in self.jobs[0].line["evaluate"][number].items()
-                if key not in ("format", "domain", "ask", "corr2cause")
+                if key not in ("format", "domain", "ask", "corr2cause", "answers")
             }
-            key = (json.dumps(origin, sort_keys=True), len(sizes))
+            key = (json.dumps(origin, sort_keys=True), count)
             start = first.setdefault(key, total)
-            total = max(total, start + len(sizes))
-            found[number] = start + np.repeat(np.arange(len(sizes)), sizes)
-            if len(found[number]) != row["n"]:
-                raise DataError(
-                    f"source {number} of {self.data}: its problems have {len(found[number])} questions, not n"
-                )
+            total = max(total, start + count)
+            found[number] = start + own
         return found
 
     def problems(self, group: Group) -> tuple[list[np.ndarray], np.ndarray]:
@@ -254,7 +252,7 @@ def summarise(found: Collected, *, reference: str | None = None, resamples: int 
     Returns:
         `groups` (a record for each with `n`, `problems` and `majority`, the accuracy of the most frequent answer of each source),
         `figures`, `comparisons`, `cost`, `chosen` (hyper-parameters), `setup` (what all was run with), `references` (by data
-        set), `resamples`, and the names of jobs `not_run` (with the reason) and `left_out`.
+        set), `resamples`, and the names of jobs that `diverged`, were `not_run` (with the reason) or `left_out`.
 
     Raises:
         ConfigurationError: no job is done, or there is no such method.
@@ -291,7 +289,8 @@ def summarise(found: Collected, *, reference: str | None = None, resamples: int 
         summary["chosen"] += _chosen(found, data)
         summary["tried"] += _tried(found, data)
     summary["setup"] = _setup(found)
-    return {**summary, "resamples": resamples, "not_run": found.not_run, "left_out": found.left_out}
+    summary |= {"resamples": resamples, "not_run": found.not_run, "left_out": found.left_out}
+    return {**summary, "diverged": [job.name for job in found.jobs if job.line.get("diverged")]}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -73,6 +73,8 @@ def run_job(folder: Path) -> dict[str, Any]:
         started = time.perf_counter()
         recipe = parse_recipe(spec["recipe"], str(folder / SPEC))
         sources = [DataSource.model_validate(values) for values in spec["evaluate"]]
+        for source in sources:  # what cannot be read is found before the training
+            read_source(source)
         if spec["kind"] == "strategy":
             outcome = run_strategy(spec["strategy"], recipe, sources)
         else:
@@ -104,6 +106,7 @@ def run_job(folder: Path) -> dict[str, Any]:
                 **outcome.versions,
             },
             "questions": outcome.questions,
+            **({"diverged": True} if outcome.diverged else {}),
         }
         with atomic_write(folder / DONE, overwrite=True) as stream:
             json.dump(done, stream, indent=2)
@@ -127,7 +130,7 @@ def _run_model(spec: dict[str, Any], recipe: Recipe, sources: Sequence[DataSourc
             model, record = _trained(recipe, folder / RUN)
         domains = {name: number for number, name in enumerate(record["domains"])}
     earlier = max(0.0, record["train_seconds"] - (time.perf_counter() - started))
-    rows, questions = evaluate_job(model.eval(), tokenizer, recipe, sources, domains, shots=spec["shots"])
+    rows, questions, finite = evaluate_job(model.eval(), tokenizer, recipe, sources, domains, shots=spec["shots"])
     return Outcome(
         rows,
         questions,
@@ -138,6 +141,7 @@ def _run_model(spec: dict[str, Any], recipe: Recipe, sources: Sequence[DataSourc
         dtype=str(model.dtype).removeprefix("torch."),
         versions={"peft": record["peft"]} if "peft" in record else {},
         earlier=earlier,
+        diverged=not finite,
     )
 
 
@@ -163,7 +167,7 @@ def evaluate_job(
     domains: dict[str, int],
     *,
     shots: int = 0,
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], bool]:
     """Accuracy of every module on every source.
 
     Args:
@@ -175,7 +179,8 @@ def evaluate_job(
         One row a source and module: what `iclm.studies.study.rows.about` says of the source, `module`, `n`, `correct`,
         `by_kind` (for each type of question [correct, n]), `answers` (a bit for each question, set where it was answered
         right, first question first, as hexadecimal digits), and where a router chose `routes`, how often each domain module
-        was chosen. And for each source which questions are of which kind (`iclm.studies.study.rows.kinds_of`).
+        was chosen. Then for each source which questions are of which kind (`iclm.studies.study.rows.kinds_of`), and whether
+        all scores were numbers: a question with one that was not is answered wrong.
     """
     ours = model if isinstance(model, ICLMForCausalLM) else None
     modules = [] if ours is None else list(ours.config.module_names)
@@ -184,6 +189,7 @@ def evaluate_job(
     demonstrations = read_sources(recipe.data.train) if shots else []
     rows: list[dict[str, Any]] = []
     questions = []
+    finite = True
     for number, source in enumerate(sources):
         asked = read_source(source)
         found = with_shots(asked, demonstrations, shots, recipe.seed) if shots else asked
@@ -193,6 +199,7 @@ def evaluate_job(
         scores = (
             score_plain(model, examples, pad=pad) if ours is None else score(ours, examples, modules=names, pad=pad)
         )
+        finite = finite and scores.finite
         fixed = about(number, sources, asked, recipe.data.train)
         questions.append(kinds_of(asked))
         if len(scores.routes) and (scores.routes >= 0).all():
@@ -201,7 +208,7 @@ def evaluate_job(
             kinds = {kind: [part.correct, part.n] for kind, part in result.by_kind.items()}
             counts = {"n": result.overall.n, "correct": result.overall.correct, "by_kind": kinds}
             rows.append({"module": result.module, **fixed, **counts, "answers": bits(result.correct)})
-    return rows, questions
+    return rows, questions, finite
 
 
 def _known(examples: Sequence[EncodedExample]) -> bool:

@@ -34,7 +34,8 @@ def take_over(study: Study, folders: Iterable[Path]) -> list[str]:
     Raises:
         ConfigurationError, CheckpointError, DataError: a folder that holds neither, or damaged files.
     """
-    known = {job.line["id"]: job for job in collect(folders).jobs}
+    # a report may come without the rows of its tries, which are not known then
+    known = {job.line["id"]: job for job in collect(folders).jobs if job.rows}
     results = study.results() | {id: job.rows for id, job in known.items() if job.line["trial"] is not None}
     study.write_recipe()
     taken = []
@@ -43,6 +44,7 @@ def take_over(study: Study, folders: Iterable[Path]) -> list[str]:
         if found is None or job.spec is None:
             continue
         done = {"name": f"{job.data}/{job.method}", **{key: found.line[key] for key in DONE_FIELDS}}
+        done |= {"diverged": True} if found.line.get("diverged") else {}
         if lay(study.folder(job), job.spec, found.rows, {**done, "questions": found.questions}):
             taken.append(job.name)
     study.refresh()

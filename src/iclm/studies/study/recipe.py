@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from iclm.data.loading import overlap, source_name, trained_on
 from iclm.errors import ConfigurationError
 from iclm.evaluation.sides import is_shifted
 from iclm.recipe import (
@@ -77,12 +78,11 @@ class DataSet(Section):
 
     @model_validator(mode="after")
     def _nothing_is_chosen_on_a_test(self) -> DataSet:
-        asked = {_questions(source) for source in self.test}
         for number, source in enumerate(self.validation):
             if source.split in ("test", "holdout"):
                 what = f"is of split {source.split}"
-            elif _questions(source) in asked:
-                what = "is a test source too"
+            elif any(overlap(source, test) for test in self.test):
+                what = "asks problems of a test source"
             elif is_shifted(source, self.train):
                 what = "lies outside the training distribution"
             else:
@@ -92,11 +92,6 @@ class DataSet(Section):
                 "distribution that no test asks"
             )
         return self
-
-
-def _questions(source: DataSource) -> str:
-    """What says which questions a source asks, whatever they are called."""
-    return source.model_dump_json(exclude={"domain", "shifted", "limit"})
 
 
 class XLora(Section):
@@ -314,6 +309,21 @@ class StudyRecipe(Section):
                 raise ValueError(f"data.{name}.tuned_as is {data.tuned_as!r}; name a data set with tries of its own")
         if self.reference not in self.methods:
             raise ValueError(f"reference is {self.reference!r}; known are {', '.join(self.methods)}")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_asked_is_trained_on(self) -> StudyRecipe:
+        seeds = [seed for block in self.grid for seed in block.seeds]
+        seeds += [self.search.seed] if self.search is not None else []
+        for name, data in self.data.items():
+            for part in ("validation", "test"):
+                for number, source in enumerate(getattr(data, part)):
+                    seed = trained_on(source, data.train, seeds)
+                    if seed is not None:
+                        raise ValueError(
+                            f"data.{name}.{part}.{number} ({source_name(source)}) asks problems that are trained on with seed "
+                            f"{seed}; give another split, or a seed that is none of the grid and the search"
+                        )
         return self
 
 

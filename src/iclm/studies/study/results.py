@@ -206,6 +206,7 @@ def _line(
         "name": name,
         **{key: spec[key] for key in _SPEC if key in spec},
         **{key: done[key] for key in DONE_FIELDS},
+        **({"diverged": True} if done.get("diverged") else {}),
         "recipe": _portable(spec["recipe"], names),
         "evaluate": _portable(spec["evaluate"], names),
     }
@@ -295,7 +296,8 @@ def read_files(folder: Path) -> Collected:
     rows: dict[str, list[dict[str, Any]]] = {}
     for name in (RESULTS, TRIES):
         if name == RESULTS or (folder / name).is_file():
-            for row in _read(folder / name, *_ROW):
+            for number, row in enumerate(_read(folder / name, *_ROW), start=1):
+                _check_counts(row, f"{folder / name}:{number}")
                 rows.setdefault(row["job"], []).append(row)
     strange = sorted(set(rows) - {line["id"] for line in done})
     if strange:
@@ -315,6 +317,27 @@ def read_files(folder: Path) -> Collected:
         line = {key: value for key, value in line.items() if key != "state"}
         found.jobs.append(FinishedJob(line, rows.get(line["id"], []), asked))
     return found
+
+
+def _check_counts(row: dict[str, Any], where: str) -> None:
+    """Raise `DataError`, which begins with `where`, for a row whose questions cannot be counted."""
+    n, sizes = row["n"], row["problems"]
+    named = isinstance(sizes, dict)  # the problem of each question, counted from 0
+    several = (
+        [1 + number for number in sizes.get("of", [-1])] if named else sizes if isinstance(sizes, list) else [sizes]
+    )
+    if not all(type(count) is int and count > 0 for count in (n, *several)):
+        raise DataError(f"{where}: n is {n!r} and problems {str(sizes)[:40]}; both count questions, from 1")
+    if type(row["correct"]) is not int or not 0 <= row["correct"] <= n:
+        raise DataError(f"{where}: correct is {row['correct']!r}, of {n} questions")
+    try:
+        marks = len(bytes.fromhex(row["answers"]))
+    except (TypeError, ValueError):
+        marks = -1
+    if marks != -(-n // 8):
+        raise DataError(
+            f"{where}: answers is no row of {-(-n // 8)} bytes as hexadecimal digits, a bit for each question"
+        )
 
 
 def _read(path: Path, *keys: str) -> list[dict[str, Any]]:

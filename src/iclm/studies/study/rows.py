@@ -31,6 +31,7 @@ class Outcome:
         dtype: of the base model, None without one.
         versions: of libraries that only this job used.
         earlier: seconds of the training that were spent before the job was resumed.
+        diverged: whether scores are no numbers; the questions that they are of count as answered wrong.
     """
 
     rows: list[dict[str, Any]]
@@ -42,6 +43,7 @@ class Outcome:
     dtype: str | None
     versions: dict[str, str] = field(default_factory=dict)
     earlier: float = 0.0
+    diverged: bool = False
 
 
 def about(
@@ -71,15 +73,34 @@ def about(
     }
 
 
-def problem_sizes(found: Sequence[Example]) -> int | list[int]:
+def problem_sizes(found: Sequence[Example]) -> int | list[int] | dict[str, list[int]]:
     """Number of questions of each problem, in their order; one number where all have as many.
 
-    Questions that follow each other and have one `group` and domain are of one problem; one without a group is a problem
-    of its own.
+    Questions that have one `group` and domain are of one problem; one without a group is a problem of its own. Where those
+    of a problem do not all follow each other: {"of": the number of each question's problem}.
     """
     keys = [(example.group or number, example.domain) for number, example in enumerate(found)]
     sizes = [len(list(members)) for _, members in groupby(keys)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    if len(numbers) < len(sizes):
+        return {"of": [numbers[key] for key in keys]}
     return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+def problems_of(sizes: int | list[int] | dict[str, list[int]], n: int) -> np.ndarray:
+    """The problem of each of n questions, counted from 0, int [n], of what `problem_sizes` said.
+
+    Raises:
+        ValueError: it is of another number of questions.
+    """
+    if isinstance(sizes, dict):
+        found = np.array(sizes["of"], dtype=int)
+    else:
+        each = [sizes] * (n // sizes) if isinstance(sizes, int) else sizes
+        found = np.repeat(np.arange(len(each)), each)
+    if len(found) != n:
+        raise ValueError(f"problems have {len(found)} questions, not {n}")
+    return found
 
 
 def kinds_of(found: Sequence[Example]) -> dict[str, str]:
@@ -92,7 +113,8 @@ def test_names(sources: Sequence[DataSource]) -> list[str]:
     """Names of the data that sources hold: the distribution ("ACRE Comp", "CORR2CAUSE renamed"), or the file's name.
 
     Files of one name have as much of their folders before it as tells them apart: sources of one name are one test set.
-    Where a distribution is tested in several splits, its names have the split ("ACRE Sys, train").
+    Where a distribution is tested in several splits, its names have the split ("ACRE Sys, train"), and where with several answer
+    sets, shifts or balances, those ("RAVEN center_single, fair").
     """
     files = {source.file for source in sources if source.file is not None}
 
@@ -104,17 +126,31 @@ def test_names(sources: Sequence[DataSource]) -> list[str]:
             length += 1
         return Path(*parts[-length:]).as_posix()
 
-    splits: dict[str | None, set[str]] = {}
+    variants: dict[str | None, list[tuple[str, ...]]] = {}
     for source in sources:
-        splits.setdefault(distribution(source), set()).add(source.split)
+        variants.setdefault(distribution(source), []).append(_variant(source))
 
     def drawn(source: DataSource) -> str | None:
         made = distribution(source)
-        return f"{made}, {source.split}" if made is not None and len(splits[made]) > 1 else made
+        if made is None:
+            return None
+        differ = [len(set(values)) > 1 for values in zip(*variants[made], strict=True)]
+        return ", ".join([made, *(part for part, says in zip(_variant(source), differ, strict=True) if says)])
 
     return [
         drawn(source) or (name(source.file) if source.file is not None else str(source.dataset)) for source in sources
     ]
+
+
+def _variant(source: DataSource) -> tuple[str, ...]:
+    """What else tells sources of one distribution apart: the split, and what its kind of problems has."""
+    if source.raven is not None:
+        return source.split, source.answers
+    if source.pvr is not None:
+        return source.split, source.shift
+    if source.corr2cause is not None:
+        return source.split, "balanced" if source.balanced else "unbalanced"
+    return (source.split,)
 
 
 def bits(correct: Sequence[bool]) -> str:

@@ -26,7 +26,7 @@ from iclm.model.checkpoint import read_json
 from iclm.studies.study.executors import Executor, LocalExecutor
 from iclm.studies.study.grid import Job, jobs_of
 from iclm.studies.study.job import DONE, ROWS, SPEC
-from iclm.studies.study.recipe import StudyRecipe
+from iclm.studies.study.recipe import StudyRecipe, load_study
 
 RECIPE, JOBS = "study.yaml", "jobs"
 _MOST_AT_ONCE = 1000
@@ -78,7 +78,7 @@ class Study:
 
     Args:
         recipe: what is to be run.
-        out: the study's folder; made, or gone on with if it holds the same study.
+        out: the study's folder; made, or gone on with if it holds the same study, or one that shares jobs with it by name.
         shard: (i, n), the i-th of n parts of the jobs, counted from 1.
         only: patterns of job names (`acre/lora/*`); a name that contains one counts too; empty means all.
             The tries that a chosen job needs are done with it, whatever shard or pattern they are of.
@@ -107,6 +107,12 @@ class Study:
         kept = self.out / RECIPE
         if self.out.is_dir() and any(self.out.iterdir()) and not kept.is_file() and not (self.out / JOBS).is_dir():
             raise ConfigurationError(f"{self.out} holds something else than a study; choose another --out")
+        if kept.is_file():
+            before = [job.name for job in jobs_of(load_study(kept), {})]
+            if not {job.name for job in jobs_of(self.recipe, {})} & {*before}:
+                raise ConfigurationError(
+                    f"{self.out} holds another study, of jobs such as {before[0]}; choose another --out"
+                )
 
     def refresh(self) -> None:
         """Look which jobs there are and which of them are done; a choice that can be made by now is made."""

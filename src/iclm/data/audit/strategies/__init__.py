@@ -1,7 +1,7 @@
 """Cheap strategies that should fail; to add one, write a class with `fit` and `predict` and list it here."""
 
 from iclm.data.audit.strategies.base import Prediction, Strategy
-from iclm.data.audit.strategies.choices import ChoicesAlike, ChoicesLearned
+from iclm.data.audit.strategies.choices import ChoicesAlike, ChoicesLearned, ChoicesShortest
 from iclm.data.audit.strategies.constant import Majority, Position
 from iclm.data.audit.strategies.items import FirstItem, LastItem, LastToken, OneItem
 from iclm.data.audit.strategies.ngrams import PromptNgrams, QueryOnly
@@ -21,15 +21,16 @@ STRATEGIES: tuple[type[Strategy], ...] = (
 )
 """All strategies, in the order that they are reported in; a control stands before what it controls."""
 
-_WITH_RULES: tuple[type[Strategy], ...] = (*STRATEGIES, ShallowRule)
-BY_NAME: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in _WITH_RULES}
-"""What a study can set beside its methods: those of the audit, and a rule that shows what a data set asks for."""
+_BESIDE: tuple[type[Strategy], ...] = (*STRATEGIES, ShallowRule, ChoicesShortest)
+BY_NAME: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in _BESIDE}
+"""What a study can set beside its methods: those of the audit, and rules that show what a data set asks for."""
 
 __all__ = [
     "BY_NAME",
     "STRATEGIES",
     "ChoicesAlike",
     "ChoicesLearned",
+    "ChoicesShortest",
     "FirstItem",
     "LastItem",
     "LastToken",

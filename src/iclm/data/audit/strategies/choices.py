@@ -44,6 +44,20 @@ class ChoicesAlike(Strategy):
         return predictions
 
 
+class ChoicesShortest(ChoicesAlike):
+    """The shortest choice, which the sum of its log-likelihoods favours; nothing is learned."""
+
+    name = "choices only, shortest"
+    finding = "the choices alone give the answer away: it is the shortest"
+
+    def predict(self, examples: Sequence[Example]) -> list[Prediction]:
+        shortest = (min(map(len, example.choices)) for example in examples)
+        return [
+            tuple(choice for choice in example.choices if len(choice) == length)
+            for example, length in zip(examples, shortest, strict=True)
+        ]
+
+
 class ChoicesLearned(ChoicesAlike):
     """The choice whose words, length and likeness to the others most resemble those of right answers."""
 
