@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from iclm.data import raven
+from iclm.recipe import DataSource
+from iclm.studies.study.rows import from_bits
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "data"
 AUDITS = ("audit_acre_official.json", "audit_acre_strict.json", "audit_raven.json")
@@ -83,6 +87,31 @@ def diagnosed(report):
         verdicts[share + "text"],
         verdicts["domain told from invariant states"],
     ]
+
+
+def test_the_table_of_panels_by_their_figures_is_what_the_study_found():
+    read = [json.loads(line) for line in (ROOT / "results/study/jobs.jsonl").read_text().splitlines()]
+    jobs = {line["id"]: line for line in read if line["state"] == "done"}
+    counts = {}
+    for line in (ROOT / "results/study/results.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if (row["train_set"], row["module"]) != ("raven", "mixture") or "distribute_four" not in row["test_set"]:
+            continue
+        source = DataSource.model_validate(jobs[row["job"]]["evaluate"][row["source"]])
+        problems = raven.generate(source.raven, source.answers, source.problems, source.seed, source.split)
+        for problem, right in zip(problems, from_bits(row["answers"], row["n"]), strict=True):
+            figures = [sum(map(len, panel)) for panel in problem.panels[8:]]
+            fewest, alike = figures[problem.target] == min(figures), len(set(figures)) == 1
+            column = counts.setdefault(row["method"], {}).setdefault(2 if alike else 0 if fewest else 1, [0, 0])
+            column[0] += bool(right)
+            column[1] += 1
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    block = text.partition("<!-- results: results/study/results.jsonl -->\n")[2].partition("<!-- /results -->")[0]
+    shown = [cells(line) for line in block.splitlines()[2:]]
+    assert [row[0] for row in shown] == [
+        name for name in ("base", "lora", "iclm", "iclm-no-mi", "lora-wide") if name in counts
+    ]
+    assert shown == [[name, *("{} of {}".format(*counts[name][column]) for column in range(3))] for name, *_ in shown]
 
 
 def test_the_table_of_diagnoses_is_what_they_found():

@@ -396,6 +396,19 @@ def test_files_stay_relative_to_the_recipe_that_names_them(tmp_path, monkeypatch
     assert recipe.training.start_from.samefile(tmp_path / "below" / "run")
 
 
+def test_a_base_and_a_data_set_that_lie_in_a_folder_are_found_from_everywhere(tmp_path, monkeypatch):
+    for place in ("recipes/bases/mine", "here/theirs"):
+        (tmp_path / place).mkdir(parents=True)
+    data = "data: {train: [{dataset: theirs, columns: {prompt: a, answer: b}}]}\n"
+    monkeypatch.chdir(tmp_path / "here")
+    for name, found in (("bases/mine", tmp_path / "recipes/bases/mine"), ("org/model", None), ("smollm2-135m", None)):
+        write(tmp_path / "recipes", own=f"base: {name}\n{data}", more="extends: own.yaml\n")
+        for recipe in (load_recipe(tmp_path / "recipes/own.yaml"), load_recipe("../recipes/more.yaml")):
+            assert Path(recipe.base) == (found or Path(name)) and (found is None or Path(recipe.base).is_absolute())
+            assert recipe.data.train[0].dataset == str(tmp_path / "here/theirs")
+    assert load_recipe(tmp_path / "recipes/own.yaml", ["base=theirs"]).base == str(tmp_path / "here/theirs")
+
+
 def test_a_run_keeps_the_merged_recipe(tmp_path):
     write(tmp_path, base=BASE, child="extends: base.yaml\nseed: 9\n")
     recipe = load_recipe(tmp_path / "child.yaml")

@@ -18,6 +18,7 @@ Every field can be overridden on the command line as `section.field=value`. Unkn
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -333,6 +334,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             source.file = resolve(path, source.file)
     if recipe.training.start_from is not None:
         recipe.training.start_from = resolve(path, recipe.training.start_from)
+    recipe.base = place_of(path, recipe.base)
     return recipe
 
 
@@ -376,8 +378,21 @@ def resolve(recipe: Path, name: str | Path, *, gone: bool = False) -> Path:
     return (beside if beside.exists() or (gone and not here.exists()) else here).absolute()
 
 
+def place_of(recipe: str | Path, name: str) -> str:
+    """A base or data set as a recipe means it: what lies beside the recipe or in the current folder as an absolute path, so that
+    it is found from everywhere; any other name, such as that of a model on the hub, as it is."""
+    if name == Recipe.model_fields["base"].default:
+        return name
+    for place in (Path(recipe).parent / name, Path(name).expanduser()):
+        if place.exists():
+            return os.path.abspath(place)
+    return name
+
+
 def _resolve_paths(values: dict[str, Any], path: Path) -> None:
     """Make the paths in an unchecked recipe absolute, so that they hold where another recipe extends it."""
+    if isinstance(values.get("base"), str):
+        values["base"] = place_of(path, values["base"])
     training = values.get("training")
     if isinstance(training, dict) and isinstance(training.get("start_from"), str):
         training["start_from"] = str(resolve(path, training["start_from"]))
@@ -386,13 +401,15 @@ def _resolve_paths(values: dict[str, Any], path: Path) -> None:
 
 
 def _resolve_files(place: Any, path: Path) -> None:
-    """Make every `file` of the sources below a place absolute."""
+    """Make every `file` of the sources below a place absolute, and every `dataset` that is a folder."""
     if isinstance(place, list):
         for entry in place:
             _resolve_files(entry, path)
     elif isinstance(place, dict):
         if isinstance(place.get("file"), str):
             place["file"] = str(resolve(path, place["file"], gone=True))
+        if isinstance(place.get("dataset"), str):
+            place["dataset"] = place_of(path, place["dataset"])
         for entry in place.values():
             _resolve_files(entry, path)
 

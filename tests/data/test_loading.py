@@ -221,3 +221,10 @@ def test_the_seed_of_a_training_takes_the_place_of_its_sources():
     test = DataSource(acre="IID", problems=4, format="symbolic", seed=3)
     assert trained_on(test, train, [0, 1]) is None and trained_on(test, train, [0, 3]) == 3
     assert trained_on(train[0], train, [0]) is None  # the seed that is given is not the one trained with
+
+
+@pytest.mark.parametrize(("field", "value"), [("problems", 4), ("format", "text")])
+def test_what_is_for_problems_is_refused_of_a_plain_file(tmp_path, field, value):
+    (tmp_path / "x.jsonl").write_text('{"input": [{"role": "user", "content": "?"}], "ideal": "2"}\n')
+    with pytest.raises(ConfigurationError, match=rf"x\.jsonl holds no ACRE or RAVEN problems; {field} is for those"):
+        read_source(DataSource.model_validate({"file": tmp_path / "x.jsonl", field: value}))

@@ -259,8 +259,13 @@ def test_format_of_a_prompt_is_told_by_its_words():
 def test_file_without_mapping_must_be_evals(tmp_path):
     with pytest.raises(ConfigurationError, match=r"x\.jsonl:1: not in evals form .* columns `context`, `question`"):
         read_examples(write(tmp_path, "x.jsonl", lines(ROWS)))
-    with pytest.raises(ConfigurationError, match="only evals JSONL needs no mapping"):
+    with pytest.raises(
+        ConfigurationError, match=r"x\.csv: a table needs a mapping of its columns .* only evals JSONL has none"
+    ):
         read_examples(write(tmp_path, "x.csv", HEADER))
+    talk = {"messages": [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]}
+    with pytest.raises(ConfigurationError, match=r"x\.jsonl:1: holds a conversation; .* `input`, .* no chat template"):
+        read_examples(write(tmp_path, "x.jsonl", lines([talk])))
 
 
 def test_unknown_names_are_told_apart(tmp_path):

@@ -17,6 +17,7 @@ from iclm.evaluation.evaluate_run import (
     guess_domain,
     read_for,
 )
+from iclm.recipe import DataSource
 
 MODEL = {"lora_rank": 2, "router_dim": 8, "mi_projection": 8, "mi_queue": 32}
 RECIPE = {"dtype": "float32", "training": {"batch_size": 8, "learning_rate": 0.01, "epochs": 2}}
@@ -175,6 +176,18 @@ def test_every_module_is_evaluated_on_every_file_in_the_order_given(run, files):
             assert sum(kind["n"] for kind in found["by_kind"].values()) == 12
             assert sum(kind["correct"] for kind in found["by_kind"].values()) == found["correct"]
     json.dumps(report, allow_nan=False)
+
+
+def test_the_domains_of_one_file_are_told_apart(run, tmp_path):
+    mapping = {"prompt": "q", "answer": "a", "choices": ["no", "yes"], "domain": "domain"}
+    table = "q,a,no,yes,domain\n" + "".join(f"{i} ,1,0,1,{d}\n" for i in range(3) for d in ("text", "symbolic", "text"))
+    (tmp_path / "x.csv").write_text(table)
+    source = DataSource.model_validate({"file": tmp_path / "x.csv", "columns": mapping})
+    found = evaluate_run(run, [source], module="all")
+    assert [(row["domain"], row["modules"][0]["n"]) for row in found["data"]] == [("text", 6), ("symbolic", 3)]
+    assert {row["file"] for row in found["data"]} == {str(tmp_path / "x.csv")} and found["routing"][
+        "accuracy"
+    ] is not None
 
 
 def test_one_module_is_evaluated_as_among_all(run, files):

@@ -47,7 +47,7 @@ def test_unknown_hub_id_is_one_line(monkeypatch):
         raise OSError("we could not connect\nto the hub")
 
     monkeypatch.setattr(backbone.AutoConfig, "from_pretrained", fail)
-    refused("org/name", "cannot be loaded: we could not connect")
+    refused("org/name", "is no folder in .* cannot be loaded from the hub: we could not connect")
 
 
 def test_folder_without_a_model_is_refused(tmp_path):

@@ -310,6 +310,16 @@ def test_weights_that_are_not_finite_or_lack_their_pair_are_refused(adapter_of):
 # -- a model of adapters -----------------------------------------------------------------------------------------------
 
 
+def test_an_adapter_of_another_base_is_warned_of(base_folders, adapter_of, recwarn):
+    folder, _ = adapter_of("llama", "one", seed=1)
+    from_adapters(base_folders["llama"], {"a": folder}, router="oracle")
+    assert not [w for w in recwarn if "was trained on" in str(w.message)]
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "org/Other-7B"}))
+    with pytest.warns(UserWarning, match=r"one says that it was trained on org/Other-7B, not on "):
+        from_adapters(base_folders["llama"], {"a": folder}, router="oracle")
+
+
 def test_adapters_become_a_model_that_answers_as_each_of_them(
     base_folders, adapter_of, architecture, same_logits, random_prompts, padded
 ):

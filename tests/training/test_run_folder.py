@@ -165,6 +165,26 @@ def test_a_missing_validation_file_is_found_before_the_training(make_recipe, tmp
         train(make_recipe(data={"validation": [{"file": "nowhere.jsonl"}]}), tmp_path / "run", progress_bar=False)
 
 
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (
+            {"acre": "IID", "problems": 1, "format": "text"},
+            r"data\.validation\.0 \(acre-IID-train-text\) asks problems that",
+        ),
+        ({"file": "free.jsonl"}, r"free\.jsonl:1 has no choices, .* --generate"),
+    ],
+)
+def test_validation_that_means_nothing_is_refused_before_the_training(make_recipe, tmp_path, monkeypatch, source, why):
+    from iclm.training.trainer import ICLMTrainer
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "free.jsonl").write_text('{"input": [{"role": "user", "content": "1 + 1 = "}], "ideal": "2"}\n')
+    monkeypatch.setattr(ICLMTrainer, "train", lambda *args, **kwargs: pytest.fail("the training began"))
+    with pytest.raises(ICLMError, match=why):
+        train(make_recipe(data={"validation": [source]}), tmp_path / "run", progress_bar=False)
+
+
 def test_an_existing_run_is_not_touched_without_overwrite(trained, make_recipe):
     before = files(trained[0])
     with pytest.raises(ConfigurationError, match="--overwrite"):

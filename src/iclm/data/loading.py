@@ -41,6 +41,12 @@ def read_source(source: DataSource) -> list[Example]:
             panels = islice(raven.iter_problems(place), source.problems)
             found = _render(panels, source, raven.examples, **_asked(source))
     else:
+        for field, right in (
+            ("problems", "limit says how many examples are read"),
+            ("format", "rows are taken as they are"),
+        ):
+            if getattr(source, field) is not None:
+                raise ConfigurationError(f"{place} holds no ACRE or RAVEN problems; {field} is for those: {right}")
         mapping = None if source.columns is None else ColumnMapping.from_dict(source.columns)
         options = {} if source.file is not None else {"split": source.split, "config": source.config}
         rows = read_examples(

@@ -58,14 +58,15 @@ def evaluation_source(
         raise ConfigurationError(f"format is {format!r}; use symbolic or text")
     if objects not in OBJECTS:
         raise ConfigurationError(f"objects is {objects!r}; use official or strict")
+    mapping = parse_columns(columns)
     return DataSource.model_validate(
         {
             "file": file,
             "domain": name or None,
-            "format": format,
+            "format": format if mapping is None and problem_kind(file) is not None else None,
             "objects": objects,
             "limit": limit,
-            "columns": parse_columns(columns),
+            "columns": mapping,
         }
     )
 
@@ -122,8 +123,8 @@ def evaluate_run(
         progress: makes a progress callback from a title and a total.
 
     Returns:
-        A JSON object: for each source `file`, `domain`, `modules` and figures under `data`; what a user calls each
-        domain module under `names`; and `routing` and, where asked for, `independence` over all sources.
+        A JSON object: for each source, and each domain in it, `file`, `domain`, `modules` and figures under `data`; what a
+        user calls each domain module under `names`; and `routing` and, where asked for, `independence` over all sources.
 
     Raises:
         ICLMError: a source or an option that cannot be used.
@@ -137,15 +138,12 @@ def evaluate_run(
             "independence is measured on a mixture of both sides, by scoring; leave out --generate and single modules, "
             "and give a run that has an invariant and domain modules"
         )
-    encoded = [read_for(run, source) for source in sources]
+    encoded = [part for source in sources for part in _by_domain(source_name(source), read_for(run, source))]
     rows: list[dict[str, Any]] = []
     routes: list[np.ndarray] = []
     states: list[dict[str, np.ndarray]] = []
-    for source, examples in zip(sources, encoded, strict=True):
-        row: dict[str, Any] = {
-            "file": source_name(source),
-            "domain": examples[0].example.domain,
-        }
+    for file, examples in encoded:
+        row: dict[str, Any] = {"file": file, "domain": examples[0].example.domain}
         tick = None
         if progress is not None:
             tick = progress(row["file"], len(examples) * (len(names) if generate else 1))
@@ -173,10 +171,10 @@ def evaluate_run(
     report["names"] = run.names
     report["answers"] = "greedy decoding" if generate else "likeliest choice"
     if routes:
-        together = [item for examples in encoded for item in examples]
+        together = [item for _, examples in encoded for item in examples]
         report["routing"] = routing_of(np.concatenate(routes), together, run.model.config.num_domains)
     if states:
-        together = [item for examples in encoded for item in examples]
+        together = [item for _, examples in encoded for item in examples]
         report["independence"] = independence_report(
             np.concatenate([found["invariant"] for found in states]),
             np.concatenate([found["domain"] for found in states]),
@@ -184,6 +182,14 @@ def evaluate_run(
             groups=[item.example.group or f"example {number}" for number, item in enumerate(together)],
         )
     return report
+
+
+def _by_domain(file: str, examples: list[EncodedExample]) -> list[tuple[str, list[EncodedExample]]]:
+    """The examples of a source by their domains, in the order in which these appear, each with the source's name."""
+    parts: dict[str | None, list[EncodedExample]] = {}
+    for item in examples:
+        parts.setdefault(item.example.domain, []).append(item)
+    return [(file, part) for part in parts.values()]
 
 
 @torch.inference_mode()

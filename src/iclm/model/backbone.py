@@ -161,6 +161,12 @@ def locate_base(name: str) -> str:
     return name
 
 
+def place_named(name: str) -> str:
+    """The name of a base that holds in every folder: that of a local folder or file as an absolute path, others as they are."""
+    path = Path(name).expanduser()
+    return name if name in PACKAGED or not path.exists() else os.path.abspath(path)
+
+
 def load_base(
     name: str, dtype: str | torch.dtype | None = "auto", quantization: str = "none", **kwargs: Any
 ) -> PreTrainedModel:
@@ -188,7 +194,10 @@ def load_base(
         config = AutoConfig.from_pretrained(location, **config_kwargs)
     except Exception as error:
         raise BackboneError(
-            f"base {name!r} cannot be loaded: {_first_line(error)}; give smollm2-135m, a folder, a .gguf file or a hub id"
+            f"base {name!r} is no folder in {Path.cwd()}, and cannot be loaded from the hub: {_first_line(error)}; give smollm2-135m, "
+            "a folder, a .gguf file or a hub id"
+            if location == name and not Path(name).is_dir()
+            else f"base {name!r} cannot be loaded: {_first_line(error)}"
         ) from error
     require_decoder(name, config)
     if quantization != "none" and getattr(config, "quantization_config", None) is not None:

@@ -3,12 +3,13 @@
     loss = LM(mixture) + w_router router + w_mi MI + w_inv LM(invariant) + w_dom LM(domain)  ( + critic )
 
 LM is the mean negative log-likelihood of the labelled tokens; under gradient accumulation every term is the batch's share
-of the accumulated step, so that accumulation changes nothing. The critic's term is there where the estimate of MI has
+of the accumulated step, so that accumulation changes nothing but MI, which is estimated from a batch. The critic's term is there where the estimate of MI has
 parameters of its own; it moves nothing else, and is there in training only. Gendron et al. 2024, section 3.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,11 +85,28 @@ def five_term_loss(
     return loss, {name: term.detach() for name, term in terms.items()}
 
 
-def before_labels(labels: torch.Tensor, branch_ids: torch.Tensor | None = None) -> torch.Tensor:
-    """The tokens of each example before its first label, bool [batch, tokens]: its prompt."""
+def before_labels(
+    labels: torch.Tensor, branch_ids: torch.Tensor | None = None, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The tokens of each example before its first label, bool [batch, tokens]: its prompt.
+
+    Args:
+        branch_ids: where several examples share a sequence.
+        mask: the real tokens; None means all. An example (of its own sequence) none of which come before its first label is
+            read whole, as plain text whose labels are its tokens; a warning says so.
+    """
     labelled = labels != IGNORED
     if branch_ids is None:
-        return labelled.long().cumsum(-1) == 0
+        prompt = labelled.long().cumsum(-1) == 0
+        without = ~(prompt if mask is None else prompt & (mask != 0)).any(-1)
+        if bool(without.any()):
+            warnings.warn(
+                "labels begin at the first token of an example, so that it has no prompt, and the router reads it whole; label the "
+                "prompt with -100, or pass prompt_mask",
+                stacklevel=2,
+            )
+            prompt = prompt | without[:, None]
+        return prompt
     prompt = ~labelled
     for number in range(1, int(branch_ids.max()) + 1):
         own = branch_ids == number

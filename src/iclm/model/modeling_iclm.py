@@ -22,8 +22,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from iclm.errors import BackboneError, ConfigurationError
 from iclm.model import checkpoint
 from iclm.model.aggregator import build_aggregator, weigh
+from iclm.model.arguments import check_arguments, check_loading
 from iclm.model.attention import use_fast_attention
-from iclm.model.backbone import Head, anatomy, check_head, freeze, highest_split, identify, load_base, require_decoder
+from iclm.model.backbone import (
+    Head,
+    anatomy,
+    check_head,
+    freeze,
+    highest_split,
+    identify,
+    load_base,
+    place_named,
+    require_decoder,
+)
 from iclm.model.cache import ICLMCache
 from iclm.model.compiling import compile_layers
 from iclm.model.configuration_iclm import ICLMConfig, check_settings
@@ -38,6 +49,7 @@ from iclm.model.quantization import parameter_count
 from iclm.model.router import build_router
 from iclm.model.routing import RoutingMixin
 
+LOADING_INFO = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 BASE_OPTIONS = ("attn_implementation", "revision", "token", "local_files_only")
 
 
@@ -139,7 +151,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
             )
         config = config if config is not None else ICLMConfig(**settings)
         if isinstance(base, str):
-            config.base["name"] = base
+            config.base["name"] = place_named(base)
             base = load_base(base, dtype, quantization)
         else:
             config.base.setdefault("name", getattr(base.config, "_name_or_path", "") or "")
@@ -162,13 +174,17 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
             pretrained_model_name_or_path: the folder.
             base: the base model, or where it lies now, if not where the configuration says.
             dtype, quantization: of the base's weights; "auto" and None mean as they were when the ICLM was made.
-            kwargs: `device_map` (a device) moves the model there; `attn_implementation`, `revision`, `token` and
-                `local_files_only` are for the base.
+            kwargs: `device_map` (a device, or {"": device}) moves the model there; `attn_implementation`, `revision`, `token`
+                and `local_files_only` are for the base; what transformers passes and means nothing here is ignored.
 
         Raises:
             CheckpointError: a missing or damaged file, or another base than the ICLM was made from.
             BackboneError: the base cannot be loaded.
+            ConfigurationError: an option of transformers that an ICLM cannot honour, or one that there is not.
         """
+        check_loading(kwargs)
+        if kwargs.get("torch_dtype") is not None and dtype in (None, "auto"):
+            dtype = kwargs["torch_dtype"]  # the name of transformers before 4.56
         folder = Path(pretrained_model_name_or_path)
         config = checkpoint.read_config(folder) if config is None else config
         state = checkpoint.read_weights(folder)
@@ -178,9 +194,14 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
             base = checkpoint.load_named_base(config, base, dtype, quantization, **options)
         model = cls(config, base)
         checkpoint.load_own_state(model, state, folder)
-        if kwargs.get("device_map") not in (None, "auto"):
-            model.to(kwargs["device_map"])
-        return model.eval()
+        device = kwargs.get("device_map")
+        device = next(iter(device.values())) if isinstance(device, dict) else device
+        if device not in (None, "auto"):
+            model.to(device)
+        model.eval()
+        if kwargs.get("output_loading_info"):  # anything missing or unexpected was an error
+            return model, {name: [] for name in LOADING_INFO}  # type: ignore[return-value]
+        return model
 
     def own_state_dict(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers that are not the base's: adapters, router, aggregator, queue."""
@@ -207,6 +228,22 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
             raise ConfigurationError("an ICLM keeps its dtypes; choose the base's with from_base(..., dtype=...)")
         super().to(*args, **kwargs)
         return self
+
+    def half(self) -> ICLMForCausalLM:
+        """Refused, as every change of dtype is (see `to`)."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> ICLMForCausalLM:
+        """Refused, as every change of dtype is (see `to`)."""
+        return self.to(torch.bfloat16)
+
+    def float(self) -> ICLMForCausalLM:
+        """Refused, as every change of dtype is (see `to`)."""
+        return self.to(torch.float32)
+
+    def double(self) -> ICLMForCausalLM:
+        """Refused, as every change of dtype is (see `to`)."""
+        return self.to(torch.float64)
 
     # -- what transformers asks of a model -----------------------------------------------------------------------------
 
@@ -323,9 +360,14 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         Raises:
             ConfigurationError: arguments whose shapes or values do not fit the model.
         """
+        if past_key_values is not None and not isinstance(past_key_values, ICLMCache):
+            raise ConfigurationError(
+                f"past_key_values is a {type(past_key_values).__name__}; an ICLM makes its own cache, which knows rows and routes: leave "
+                "it out at first, and then pass on what the output has"
+            )
         batch, tokens = input_ids.shape
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        mask = input_ids.new_ones(batch, past + tokens) if attention_mask is None else attention_mask
+        mask = input_ids.new_ones(batch, past + tokens) if attention_mask is None else (attention_mask != 0).long()
         if mask.shape != (batch, past + tokens):
             raise ConfigurationError(f"attention_mask is {list(mask.shape)}; it must be {[batch, past + tokens]}")
         decision: list[Route | None] = [None]
@@ -364,7 +406,7 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         domain_ids: torch.Tensor | None = None,
@@ -375,25 +417,37 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         module: str = "mixture",
         past_key_values: ICLMCache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> ICLMOutput:
-        """Next-token logits, or the five-term loss where labels are given.
+    ) -> ICLMOutput | tuple[Any, ...]:
+        """Next-token logits, or the five-term loss where labels are given; in evaluation mode then both.
 
         Args:
             input_ids, attention_mask, domain_ids, router_features, route, module, past_key_values: see `encode`.
             labels: [batch, tokens], -100 where nothing is to be learned. The router then reads only the tokens before the
-                first label of each example.
+                first label of each example: its prompt. An example without one, as in plain text whose labels are its
+                tokens, is read whole, and a warning says so once.
             branch_ids: [batch, tokens], where several examples share a sequence (`iclm.model.packing`); needs labels.
             prompt_mask: [batch, tokens], the tokens that the router may read; overrides the above.
-            use_cache: None means not while training or with labels.
-            logits_to_keep: logits of the last n tokens only; 0 means all.
+            use_cache: None means not while training or with labels, nor where the base needs a cache of its own kind.
+            logits_to_keep: logits of the last n tokens only, or at these positions [n]; 0 means all. None are given for branches.
             num_items_in_batch: labelled tokens over all batches of an accumulated step; the loss is then their share.
+            return_dict: False gives a tuple of what there is, as in transformers.
+            kwargs: what transformers passes to every model and means nothing here is ignored.
+
+        Raises:
+            ConfigurationError: arguments whose shapes or values do not fit the model, or that it cannot honour.
         """
+        if input_ids is None:
+            raise ConfigurationError("input_ids is missing; an ICLM takes token ids, no inputs_embeds")
+        check_arguments(kwargs, input_ids, attention_mask)
         if labels is not None and prompt_mask is None:
-            prompt_mask = before_labels(labels, branch_ids)
+            prompt_mask = before_labels(labels, branch_ids, attention_mask)
         packing = None if branch_ids is None else Packing.of(branch_ids)
+        if use_cache is None:
+            use_cache = not self.training and bool(self.base._supports_default_dynamic_cache())
         if packing is not None and labels is None:
             raise ConfigurationError("branch_ids needs labels; logits are returned for one example a sequence only")
         encoded = self.encode(
@@ -408,21 +462,26 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
             past_key_values=past_key_values,
             use_cache=bool(use_cache) and labels is None,
         )
-        route_indices = None if encoded.route is None else encoded.route.indices
+        loss = terms = logits = None
         if labels is not None:
             loss, terms = five_term_loss(self, encoded, labels, packing, num_items_in_batch)
-            return ICLMOutput(loss=loss, route=route_indices, decision=encoded.route, terms=terms)
+        if packing is None and not (labels is not None and self.training):
+            logits = self._all_logits(encoded, input_ids, logits_to_keep)
+        route_indices = None if encoded.route is None else encoded.route.indices
+        output = ICLMOutput(loss, logits, encoded.cache, route_indices, encoded.route, terms)
+        return output if return_dict is not False else output.to_tuple()
+
+    def _all_logits(self, encoded: Encoded, input_ids: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
+        """Logits [batch, kept, vocabulary] of the last `keep` tokens (0 for all), or at positions [kept]."""
         batch, tokens = input_ids.shape
-        first = tokens - logits_to_keep if logits_to_keep else 0
-        examples = torch.arange(batch, device=input_ids.device).repeat_interleave(tokens - first)
-        positions = torch.arange(first, tokens, device=input_ids.device).repeat(batch)
+        if isinstance(keep, torch.Tensor):
+            kept = torch.arange(tokens, device=input_ids.device)[keep.to(input_ids.device)]
+        else:
+            kept = torch.arange(max(tokens - keep, 0) if keep else 0, tokens, device=input_ids.device)
+        examples = torch.arange(batch, device=input_ids.device).repeat_interleave(len(kept))
+        positions = kept.repeat(batch)
         logits = self.logits(encoded, encoded.at(examples, positions), examples, positions)
-        return ICLMOutput(
-            logits=logits.unflatten(0, (batch, tokens - first)),
-            past_key_values=encoded.cache,
-            route=route_indices,
-            decision=encoded.route,
-        )
+        return logits.unflatten(0, (batch, len(kept)))
 
     # -- heads -------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ class ICLMOutput(ModelOutput):
 
     Attributes:
         loss: scalar, where labels were given.
-        logits: [batch, tokens, vocabulary]; None where labels were given: the head then runs at labelled tokens only.
+        logits: [batch, tokens, vocabulary]; None in training with labels, where the head runs at labelled tokens only, and for
+            examples that share a sequence.
         past_key_values: the cache, where asked for.
         route: active domain modules [examples, active]; None for plain LoRA or a single module.
         decision: the same with weights and the router's own figures.

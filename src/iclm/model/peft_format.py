@@ -22,8 +22,10 @@ import json
 import math
 import os
 import re
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from iclm.errors import CheckpointError, ConfigurationError
-from iclm.model.backbone import anatomy, load_base
+from iclm.model.backbone import anatomy, load_base, place_named
 from iclm.model.checkpoint import read_json, write_tensors
 from iclm.model.configuration_iclm import ICLMConfig, check_settings
 from iclm.model.modeling_iclm import ICLMForCausalLM
@@ -272,8 +274,9 @@ def from_adapters(
     check_settings(settings)
     read = [read_adapter(folder) for folder in adapters.values()]
     if isinstance(base, str):
-        settings.setdefault("base", {"name": base})
+        settings.setdefault("base", {"name": place_named(base)})
         base = load_base(base, dtype, quantization)
+    _warn_of_other_bases(read, (settings.get("base", {}).get("name"), getattr(base.config, "_name_or_path", None)))
     path, layers = anatomy(base).layers_path, {layer for adapter in read for layer in adapter.weights}
     outside = sorted(layer for layer in layers if not re.match(rf"{re.escape(path)}\.\d+\.", layer))
     if outside:
@@ -293,6 +296,15 @@ def from_adapters(
     for number, adapter in enumerate(read):
         set_weights(model, 1 + number, fit_adapter(adapter, model, config.seed + 1 + number))
     return model.eval()
+
+
+def _warn_of_other_bases(adapters: Iterable[Adapter], names: Iterable[str | None]) -> None:
+    """Warn of adapters that name another base, whose layers fit by chance; of a path only the last part is compared."""
+    known = {PurePath(name).name.lower(): name for name in names if name}
+    for adapter in adapters:
+        if adapter.base and known and PurePath(adapter.base).name.lower() not in known:
+            base = next(iter(known.values()))
+            warnings.warn(f"{adapter.folder} says that it was trained on {adapter.base}, not on {base}", stacklevel=3)
 
 
 # -- a module as an adapter --------------------------------------------------------------------------------------------

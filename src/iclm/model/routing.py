@@ -139,7 +139,7 @@ class RoutingMixin:
         if given is not None:
             return self._check_features(given, len(batch["input_ids"] if packing is None else packing.owner))
         if prompt is None and "labels" in batch:
-            prompt = before_labels(batch["labels"], branch_ids)
+            prompt = before_labels(batch["labels"], branch_ids, batch["attention_mask"])
         return self.router_features(batch["input_ids"], batch["attention_mask"], prompt, packing)
 
     @torch.no_grad()

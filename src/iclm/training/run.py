@@ -341,7 +341,14 @@ def _training_data(recipe: Recipe, model: ICLMForCausalLM, tokenizer: Any) -> tu
     packs, domains, encoded = training_data(
         recipe.data.train, tokenizer, max_tokens=limit or context, pack=model.packs(recipe.data.pack)
     )
-    encode(read_sources(recipe.data.validation), tokenizer, domains=domains, max_tokens=context)
+    asked = read_sources(recipe.data.validation)
+    free = next((example for example in asked if not example.choices), None)
+    if free is not None:
+        raise ConfigurationError(
+            f"data.validation: {free.source or 'an example'} has no choices, among which validation takes the likeliest; leave it out, "
+            "and ask for free answers with iclm evaluate --generate"
+        )
+    encode(asked, tokenizer, domains=domains, max_tokens=context)
     if recipe.model.router == "oracle" and recipe.method == "iclm" and len(domains) > recipe.model.num_domains:
         raise ConfigurationError(
             f"oracle routing of {len(domains)} domains needs as many modules; model.num_domains is {recipe.model.num_domains}"

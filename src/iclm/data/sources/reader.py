@@ -185,7 +185,10 @@ def _evals(path: Source, domain: str | None, choices: Sequence[str] | None, max_
     if kind not in (".jsonl", ".json"):
         if kind not in TABLES and not os.path.exists(path):
             raise DataError(f"{os.fspath(path)}: no such file; for a data set on the hub, write hf:NAME")
-        raise ConfigurationError(f"{os.fspath(path)}: only evals JSONL needs no mapping of its columns")
+        raise ConfigurationError(
+            f"{os.fspath(path)}: a table needs a mapping of its columns (columns, or --columns), such as "
+            "{prompt: question, answer: right}; only evals JSONL has none"
+        )
     read = json_rows if kind == ".json" else jsonl_rows
     rows = read(path, max_line_bytes=max_line_bytes)
     first = next(rows, None)
@@ -193,6 +196,11 @@ def _evals(path: Source, domain: str | None, choices: Sequence[str] | None, max_
         return iter(())
     if "input" not in first[1]:
         columns = ", ".join(f"`{column}`" for column in first[1])
+        if "messages" in first[1]:
+            raise ConfigurationError(
+                f"{first[0]}: holds a conversation; write its turns as `input`, but the last one, whose content is `ideal` (the "
+                "contents are joined by line ends, and no chat template is used)"
+            )
         raise ConfigurationError(
             f"{first[0]}: not in evals form (`input` and `ideal`); give a mapping of the columns {columns}"
         )

@@ -30,7 +30,7 @@ class OracleRouter(Router):
     def decide(self, units: Units) -> Route:
         """Send each unit to the module of its domain; raises `ConfigurationError` where the domain is not known."""
         if units.domains is None:
-            raise ConfigurationError("the oracle router needs the domain of each example; pass domain_ids")
+            raise ConfigurationError("the oracle router needs the domain of each example; pass domain_ids, or --domain")
         return Route.to(check_domains(units.domains, self.num_domains))
 
 

@@ -1,0 +1,97 @@
+"""Arguments that transformers and its users pass to every model: what an ICLM cannot honour is refused, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from iclm.errors import ConfigurationError
+
+_FORWARD = {
+    "inputs_embeds": "an ICLM takes token ids: give input_ids",
+    "output_hidden_states": "hidden states are not returned; `encode` gives those before the head",
+    "output_attentions": "attention weights are not returned",
+    "cu_seq_lens_q": "several examples in one sequence need branch_ids, for each has a route of its own",
+    "cu_seq_lens_k": "several examples in one sequence need branch_ids, for each has a route of its own",
+}
+_LOADING = {
+    "quantization_config": "say quantization='nf4' for a base in 4 bits",
+    "load_in_4bit": "say quantization='nf4' for a base in 4 bits",
+    "load_in_8bit": "say quantization='nf4' for a base in 4 bits",
+    "subfolder": "give the folder itself",
+    "variant": "an ICLM is saved in one form",
+    "gguf_file": "the base may be a GGUF file: base='model.gguf'",
+}
+# of from_pretrained: what is honoured, and what Auto classes, pipelines and the Trainer pass that means nothing to a folder
+_KNOWN = {
+    *(
+        "device_map",
+        "attn_implementation",
+        "revision",
+        "token",
+        "local_files_only",
+        "torch_dtype",
+        "output_loading_info",
+    ),
+    *(
+        "cache_dir",
+        "force_download",
+        "proxies",
+        "resume_download",
+        "trust_remote_code",
+        "code_revision",
+        "use_safetensors",
+    ),
+    *(
+        "low_cpu_mem_usage",
+        "weights_only",
+        "adapter_kwargs",
+        "state_dict",
+        "ignore_mismatched_sizes",
+        "generation_config",
+    ),
+    *("use_auth_token", "mirror", "framework", "user_agent", "experts_implementation", "use_kernels"),
+}
+
+
+def check_arguments(given: Mapping[str, Any], input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+    """Raise `ConfigurationError` for an argument of a forward pass that would have changed what another model returns.
+
+    Args:
+        given: by name; None and False mean that it was not given.
+        input_ids: [batch, tokens].
+        attention_mask: [batch, past + tokens]; None means all.
+    """
+    for name, right in _FORWARD.items():
+        if given.get(name) is not None and given[name] is not False:
+            raise ConfigurationError(f"{name} is given; {right}")
+    positions = given.get("position_ids")
+    if positions is None:
+        return
+    tokens = input_ids.shape[1]
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    own = ((mask != 0).long().cumsum(-1) - 1)[:, -tokens:]
+    real = (mask != 0)[:, -tokens:]
+    if attention_mask is None and positions.shape[-1] == tokens:  # of tokens that follow a cache, wherever that ends
+        own = own + positions[:, :1]
+    if positions.shape[-1] != tokens or bool(((positions != own) & real).any()):
+        raise ConfigurationError(
+            "position_ids are not those of the attention mask, which an ICLM goes by; several examples in one sequence need "
+            "branch_ids, for each has a route of its own"
+        )
+
+
+def check_loading(given: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` for an option of `from_pretrained` that cannot be honoured, or that there is not."""
+    for name, value in given.items():
+        if name in _LOADING and value not in (None, False, ""):
+            raise ConfigurationError(f"{name} is given; {_LOADING[name]}")
+        if name not in _KNOWN and name not in _LOADING and not name.startswith("_"):
+            raise ConfigurationError(f"{name} is no option of an ICLM's from_pretrained; leave it out")
+    devices = given.get("device_map")
+    if isinstance(devices, Mapping) and len(devices) != 1:
+        raise ConfigurationError(
+            f"device_map names {len(devices)} places; an ICLM lies on one device: {{'': 'cuda:0'}}"
+        )
