@@ -133,6 +133,9 @@ class DataSource(Section):
     ask: Literal["letter", "panel"] = "letter"
     """What RAVEN problems ask for: the letter of one of the answers shown, or the panel itself, with no answers shown and their
     panels as the choices."""
+    chat: bool = False
+    """Whether prompts are written by the tokenizer's chat template, as an instruct base was trained on; else the contents of the messages are
+    joined by line ends. What a run was trained on so is evaluated and asked so."""
     corr2cause: Literal["official", "renamed", "paraphrased"] | None = None
     """Wording of generated CORR2CAUSE questions; at one seed all wordings ask the same."""
     variables: list[Annotated[int, Field(ge=2, le=6)]] = Field(default=[3, 4, 5], min_length=1)
@@ -203,6 +206,14 @@ class DataSource(Section):
         return self
 
 
+def one_way_to_ask(sources: Iterable[DataSource]) -> None:
+    """Raise ValueError unless all sources have the same `chat`: a run asks in one way."""
+    if len({source.chat for source in sources}) > 1:
+        raise ValueError(
+            "some sources have chat: true and others not; a model is trained, chosen and tested in one way"
+        )
+
+
 class DataSection(Section):
     """What is trained and validated on."""
 
@@ -214,6 +225,11 @@ class DataSection(Section):
     """Longest prompt plus answer in tokens; null means the base model's context."""
     pack: bool = True
     """Compute the shared prefix of the queries of one problem once; changes speed, not results. Bases with recurrent layers never do."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> DataSection:
+        one_way_to_ask([*self.train, *self.validation])
+        return self
 
 
 class TrainingSection(Section):

@@ -264,8 +264,15 @@ def test_file_without_mapping_must_be_evals(tmp_path):
     ):
         read_examples(write(tmp_path, "x.csv", HEADER))
     talk = {"messages": [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]}
-    with pytest.raises(ConfigurationError, match=r"x\.jsonl:1: holds a conversation; .* `input`, .* no chat template"):
-        read_examples(write(tmp_path, "x.jsonl", lines([talk])))
+    (found,) = read_examples(write(tmp_path, "x.jsonl", lines([{**talk, "domain": "sums"}])))
+    assert (found.messages, found.answer, found.domain) == ((Message("user", "1 + 1"),), "2", "sums")
+    for broken in (talk["messages"][:1], [], "1 + 1", [{"role": "assistant"}]):
+        with pytest.raises(
+            DataError, match=r"x\.jsonl:2: `messages` must be a conversation that ends with a turn of role assistant"
+        ):
+            list(read_examples(write(tmp_path, "x.jsonl", lines([talk, {"messages": broken}]))))
+    with pytest.raises(DataError, match=r"x\.jsonl:1: `input` must be"):
+        list(read_examples(write(tmp_path, "x.jsonl", lines([{"messages": talk["messages"][1:]}]))))
 
 
 def test_unknown_names_are_told_apart(tmp_path):

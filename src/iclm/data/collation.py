@@ -47,6 +47,26 @@ def boundary(prompt: str) -> tuple[str, str]:
     return text, prompt[len(text) :]
 
 
+def prompt_text(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """The prompt of an example as it is tokenised, and the blanks that are tokenised with the answer.
+
+    By the tokenizer's chat template, where the example says so, up to where the assistant's turn begins: the template has the special
+    tokens too.
+
+    Raises:
+        DataError: the tokenizer has no template, or the template does not take these messages.
+    """
+    if not example.chat:
+        return boundary(example.prompt)
+    messages = [{"role": message.role, "content": message.content} for message in example.messages]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)), ""
+    except Exception as error:
+        why = "the tokenizer has none" if tokenizer.chat_template is None else str(error).strip().partition("\n")[0]
+        where = example.source or "an example"
+        raise DataError(f"{where}: no prompt can be made by a chat template: {why}; leave out chat: true") from error
+
+
 def encode(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -63,16 +83,18 @@ def encode(
     Raises:
         DataError: an example that is too long, or whose answer has no token; the message names its source.
     """
-    texts: list[str] = []
+    texts: dict[bool, list[str]] = {False: [], True: []}  # by whether a template has put the special tokens
+    ends = []
     for example in examples:
-        text, blanks = boundary(example.prompt)
-        texts.append(text)
-        texts.extend(text + blanks + answer for answer in _answers(example))
-    ids = iter(tokenise(texts, tokenizer))
+        text, blanks = prompt_text(example, tokenizer)
+        ends.append(blanks)
+        texts[example.chat].append(text)
+        texts[example.chat].extend(text + blanks + answer for answer in _answers(example))
+    rows = {chat: iter(tokenise(found, tokenizer, special=not chat)) for chat, found in texts.items()}
     encoded = []
-    for example in examples:
+    for example, blanks in zip(examples, ends, strict=True):
+        ids = rows[example.chat]
         prompt = next(ids)
-        blanks = boundary(example.prompt)[1]
         follow = {a: _continuation(prompt, next(ids), blanks + a, tokenizer) for a in _answers(example)}
         where = example.source or "an example"
         if not all(follow.values()):
@@ -100,11 +122,15 @@ def _answers(example: Example) -> tuple[str, ...]:
     return example.choices or (example.answer,)
 
 
-def tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of each text, with the special tokens that the tokenizer puts before it, but none that ends it."""
-    ids = tokenizer(texts, add_special_tokens=True, return_attention_mask=False)["input_ids"] if texts else []
+def tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, special: bool = True) -> list[list[int]]:
+    """Token ids of each text, with the special tokens that the tokenizer puts before it, but none that ends it.
+
+    Args:
+        special: False where a chat template has put the special tokens into the text.
+    """
+    ids = tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"] if texts else []
     end = tokenizer.eos_token_id
-    return [row[:-1] if len(row) > 1 and row[-1] == end else row for row in ids]
+    return [row[:-1] if special and len(row) > 1 and row[-1] == end else row for row in ids]
 
 
 def _continuation(

@@ -37,6 +37,7 @@ class Example:
         kind: type of the question within its data set, for instance "direct" or "potential" in ACRE.
         source: where the example comes from, "file:line" or a description of the generator.
         group: id of the problem the question belongs to; the four queries of an ACRE problem share it.
+        chat: the prompt is written by the tokenizer's chat template; else the contents of the messages are joined by line ends.
 
     Raises:
         DataError: the example has no message, no answer, a repeated choice or an answer outside its choices.
@@ -49,6 +50,7 @@ class Example:
     kind: str | None = None
     source: str | None = None
     group: str | None = None
+    chat: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "messages", tuple(self.messages))

@@ -25,8 +25,12 @@ def read_source(source: DataSource) -> list[Example]:
     Raises:
         DataError, ConfigurationError: a file or an option that cannot be used.
     """
-    if source.generated:
-        return _generated(source)
+    found = _generated(source) if source.generated else _read(source)
+    return [replace(example, chat=True) for example in found] if source.chat else found
+
+
+def _read(source: DataSource) -> list[Example]:
+    """The examples of a source that is a file or a data set."""
     place: Path | str = source.file if source.file is not None else str(source.dataset)
     kind = problem_kind(source.file) if source.file is not None and source.columns is None else None
     if source.ask == "panel" and kind != "RAVEN":

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from iclm.data.acre import FORMATS, OBJECTS
-from iclm.data.collation import EncodedExample, boundary, encode, tokenise
+from iclm.data.collation import EncodedExample, encode, prompt_text, tokenise
+from iclm.data.example import Example, Message
 from iclm.data.loading import problem_kind, read_source, source_name
 from iclm.errors import ConfigurationError, DataError
 from iclm.evaluation.evaluate import ModuleResult, evaluate, evaluate_generation, greedy, module_names, routing_of
@@ -67,6 +68,7 @@ def evaluation_source(
             "objects": objects,
             "limit": limit,
             "columns": mapping,
+            "chat": run.chat,
         }
     )
 
@@ -217,10 +219,11 @@ def answer(
         raise ConfigurationError(
             f"domain {domain!r} chooses a module of the mixture; {module!r} of this run has no route"
         )
-    text, blanks = boundary(prompt)
-    if not text.strip():
+    if not prompt.strip():
         raise DataError("the prompt is empty; give a text, or - to read standard input")
-    ids = torch.tensor(tokenise([text], tokenizer), device=model.device)
+    asked = Example((Message("user", prompt),), (), "?", source="the prompt", chat=run.chat)
+    text, blanks = prompt_text(asked, tokenizer)
+    ids = torch.tensor(tokenise([text], tokenizer, special=not run.chat), device=model.device)
     limit = context_length(model)
     if limit is not None and ids.shape[1] + max_new_tokens > limit:
         raise DataError(

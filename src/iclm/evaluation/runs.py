@@ -39,6 +39,11 @@ class Run:
         return domains_of(self.record)
 
     @property
+    def chat(self) -> bool:
+        """Whether its prompts are written by the tokenizer's chat template."""
+        return bool(self.record.get("chat", False))
+
+    @property
     def numbered(self) -> list[str]:
         """What to call each number in figures: the domain's name, else that of the module."""
         known = {number: name for name, number in self.domains.items()}

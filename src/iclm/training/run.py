@@ -212,6 +212,7 @@ def train(
     wait_for_all()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     known: dict[str, Any] = {"method": recipe.method, "base": recipe.base, "domains": list(domains)}
+    known |= {"chat": True} if any(source.chat for source in recipe.data.train) else {}
     records = list(place.records)
     for stage, settings in zip(place.left, arguments, strict=True):
         settings.disable_tqdm = not progress_bar

@@ -194,15 +194,10 @@ def _evals(path: Source, domain: str | None, choices: Sequence[str] | None, max_
     first = next(rows, None)
     if first is None:
         return iter(())
-    if "input" not in first[1]:
+    if "input" not in first[1] and "messages" not in first[1]:
         columns = ", ".join(f"`{column}`" for column in first[1])
-        if "messages" in first[1]:
-            raise ConfigurationError(
-                f"{first[0]}: holds a conversation; write its turns as `input`, but the last one, whose content is `ideal` (the "
-                "contents are joined by line ends, and no chat template is used)"
-            )
         raise ConfigurationError(
-            f"{first[0]}: not in evals form (`input` and `ideal`); give a mapping of the columns {columns}"
+            f"{first[0]}: not in evals form (`input` and `ideal`) and no conversation (`messages`); give a mapping of the columns {columns}"
         )
     return (
         example_from_row(_published(row, choices, source), source=source, domain=domain)
@@ -213,6 +208,8 @@ def _evals(path: Source, domain: str | None, choices: Sequence[str] | None, max_
 def _published(row: Mapping[str, Any], choices: Sequence[str] | None, source: str) -> dict[str, Any]:
     """An evals row as its reader takes it: published files also have `type` as an object of flags (LogiQA 2)."""
     fields = dict(row)
+    if "messages" in fields and "input" not in fields and "ideal" not in fields:
+        fields["input"], fields["ideal"] = _conversation(fields.pop("messages"), source)
     listed = fields.get("choice_strings")
     if isinstance(listed, list) and "ideal" in fields:
         kinds = {type_name(value) for value in [*listed, fields["ideal"]]}
@@ -223,6 +220,16 @@ def _published(row: Mapping[str, Any], choices: Sequence[str] | None, source: st
     if choices is not None and "choice_strings" not in fields:
         fields["choice_strings"] = list(choices)
     return fields
+
+
+def _conversation(messages: Any, source: str) -> tuple[list[Any], str]:
+    """What a conversation asks, and its last turn, which is the assistant's and the answer."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, dict) or last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+        raise DataError(
+            f"{source}: `messages` must be a conversation that ends with a turn of role assistant, whose content is the answer"
+        )
+    return messages[:-1], last["content"]
 
 
 def _some(examples: Iterator[Example], source: Source) -> Iterator[Example]:

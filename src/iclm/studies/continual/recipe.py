@@ -30,7 +30,18 @@ from pydantic import Field, ValidationError, model_validator
 
 from iclm.data.loading import source_name, trained_on
 from iclm.errors import ConfigurationError
-from iclm.recipe import DataSource, ModelSection, Recipe, Section, explain, merge, parse_recipe, read_mapping, resolve
+from iclm.recipe import (
+    DataSource,
+    ModelSection,
+    Recipe,
+    Section,
+    explain,
+    merge,
+    one_way_to_ask,
+    parse_recipe,
+    read_mapping,
+    resolve,
+)
 
 GUARDS = ("none", "ewc", "replay", "frozen_after_first")
 WITH_CODES = ("vq", "kmeans")  # routers that can take a code for a new module as they run
@@ -173,6 +184,7 @@ class ContinualRecipe(Section):
     @model_validator(mode="after")
     def _nothing_asked_is_trained_on(self) -> ContinualRecipe:
         training = [source for task in self.tasks.values() for source in task.train]
+        one_way_to_ask([*training, *(source for task in self.tasks.values() for source in task.test)])
         for name, task in self.tasks.items():
             for number, source in enumerate(task.test):
                 seed = trained_on(source, training, self.seeds)

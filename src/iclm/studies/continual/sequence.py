@@ -372,6 +372,7 @@ class TaskSequence:
         record: dict[str, Any] = {"method": self.training.method, "base": self.training.base, "domains": names}
         if sorted(first) != list(range(len(first))):
             record["domain_modules"] = {first[number]: number for number in sorted(first)}
+        record |= {"chat": True} if any(source.chat for source in self.training.data.train) else {}
         record |= {"tasks": self.order, "homes": self.state.homes, "units": self.state.units}
 
         def fill(part: Path) -> None:

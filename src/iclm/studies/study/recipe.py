@@ -43,6 +43,7 @@ from iclm.recipe import (
     TrainingSection,
     explain,
     merge,
+    one_way_to_ask,
     read_mapping,
     resolve,
 )
@@ -68,6 +69,7 @@ class DataSet(Section):
 
     @model_validator(mode="after")
     def _one_question(self) -> DataSet:
+        one_way_to_ask([*self.train, *self.validation, *self.test])
         for name in ("validation", "test"):
             asked = {source.ask for source in getattr(self, name) if source.raven is not None}
             if len(asked) > 1:
