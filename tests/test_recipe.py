@@ -13,11 +13,11 @@ from iclm.recipe import (
     ModelSection,
     Recipe,
     TrainingSection,
-    apply_overrides,
     dump_recipe,
     load_recipe,
     parse_recipe,
 )
+from iclm.yaml_file import apply_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(
@@ -469,3 +469,10 @@ def test_a_file_that_is_gone_is_still_the_one_beside_the_recipe(tmp_path, monkey
     beside.unlink(missing_ok=True)
     (tmp_path / "here.jsonl").write_text("")
     assert load_recipe(path).data.train[0].file == tmp_path / "here.jsonl"
+
+
+def test_names_of_packaged_bases_are_no_paths():
+    from iclm import yaml_file
+    from iclm.model import backbone
+
+    assert set(yaml_file.PACKAGED) == set(backbone.PACKAGED)

@@ -18,7 +18,6 @@ Every field can be overridden on the command line as `section.field=value`. Unkn
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -27,7 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from iclm.errors import ConfigurationError
-from iclm.yaml_file import read_yaml
+from iclm.yaml_file import apply_overrides, place_of, read_mapping, resolve
 
 SPLITS = ("train", "val", "test", "holdout")
 """Of generated problems; holdout of PVR only."""
@@ -352,122 +351,6 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         recipe.training.start_from = resolve(path, recipe.training.start_from)
     recipe.base = place_of(path, recipe.base)
     return recipe
-
-
-def read_mapping(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[str]]:
-    """The mapping in a recipe file, merged into those that it extends, and the names of all these files.
-
-    Raises:
-        ConfigurationError: a file that cannot be read, no YAML mapping, or an `extends` that leads nowhere.
-    """
-    values = read_yaml(path)
-    _resolve_paths(values, path)
-    parent = values.pop("extends", None)
-    if parent is None:
-        return values, [str(path)]
-    if not isinstance(parent, str):
-        raise ConfigurationError(f"{path}: extends is {parent!r}; name one recipe file")
-    chain = (*chain, path.resolve())
-    below = path.parent / parent
-    if below.resolve() in chain:
-        raise ConfigurationError(f"{path}: extends {parent} closes a circle; a recipe cannot extend itself")
-    if not below.is_file():
-        raise ConfigurationError(f"{path}: extends {parent}: there is no such file; it is looked for beside the recipe")
-    inherited, names = read_mapping(below, chain)
-    return merge(inherited, values), [str(path), *names]
-
-
-def merge(below: Any, above: Any) -> Any:
-    """Mappings merged entry by entry; of anything else the upper one."""
-    if isinstance(below, dict) and isinstance(above, dict):
-        return below | {key: merge(below.get(key), value) for key, value in above.items()}
-    return above
-
-
-def resolve(recipe: Path, name: str | Path, *, gone: bool = False) -> Path:
-    """A path as a recipe means it: beside the recipe if it is there, else in the current folder.
-
-    Args:
-        gone: what is in neither place is meant beside the recipe: it was there, and may come back.
-    """
-    beside, here = recipe.parent / name, Path(name)
-    return (beside if beside.exists() or (gone and not here.exists()) else here).absolute()
-
-
-def place_of(recipe: str | Path, name: str) -> str:
-    """A base or data set as a recipe means it: what lies beside the recipe or in the current folder as an absolute path, so that
-    it is found from everywhere; any other name, such as that of a model on the hub, as it is."""
-    if name == Recipe.model_fields["base"].default:
-        return name
-    for place in (Path(recipe).parent / name, Path(name).expanduser()):
-        if place.exists():
-            return os.path.abspath(place)
-    return name
-
-
-def _resolve_paths(values: dict[str, Any], path: Path) -> None:
-    """Make the paths in an unchecked recipe absolute, so that they hold where another recipe extends it."""
-    if isinstance(values.get("base"), str):
-        values["base"] = place_of(path, values["base"])
-    training = values.get("training")
-    if isinstance(training, dict) and isinstance(training.get("start_from"), str):
-        training["start_from"] = str(resolve(path, training["start_from"]))
-    for place in ("data", "tasks"):
-        _resolve_files(values.get(place), path)
-
-
-def _resolve_files(place: Any, path: Path) -> None:
-    """Make every `file` of the sources below a place absolute, and every `dataset` that is a folder."""
-    if isinstance(place, list):
-        for entry in place:
-            _resolve_files(entry, path)
-    elif isinstance(place, dict):
-        if isinstance(place.get("file"), str):
-            place["file"] = str(resolve(path, place["file"], gone=True))
-        if isinstance(place.get("dataset"), str):
-            place["dataset"] = place_of(path, place["dataset"])
-        for entry in place.values():
-            _resolve_files(entry, path)
-
-
-def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Set `section.field=value` entries, the value read as YAML; list entries are named by number."""
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigurationError(f"{override!r} is no override; write section.field=value")
-        try:
-            value = yaml.safe_load(text) if text else None
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"{override!r}: the value is not valid YAML") from error
-        place: Any = values
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            place = _child(place, parent, override)
-        if isinstance(place, list):
-            _entry(place, leaf, override)
-            place[int(leaf)] = value
-        else:
-            place[leaf] = value
-    return values
-
-
-def _entry(place: list[Any], name: str, override: str) -> Any:
-    if not name.isdecimal() or int(name) >= len(place):
-        raise ConfigurationError(f"{override!r}: the list has entries 0 to {len(place) - 1}, not {name!r}")
-    return place[int(name)]
-
-
-def _child(place: Any, name: str, override: str) -> Any:
-    if isinstance(place, list):
-        child = _entry(place, name, override)
-    else:
-        child = place.setdefault(name, {})
-        if child is None:
-            child = place[name] = {}
-    if not isinstance(child, (dict, list)):
-        raise ConfigurationError(f"{override!r}: {name!r} is a value, not a section")
-    return child
 
 
 def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:

@@ -88,7 +88,7 @@ def test_generation_keeps_to_the_active_rows(make_iclm, random_prompts, padded, 
 
 
 def test_the_head_runs_at_labelled_positions_only(make_iclm, labelled):
-    model, sizes = make_iclm(router="fixed:0"), []
+    model, sizes = make_iclm(router="fixed:0").train(), []
     model.get_output_embeddings().register_forward_hook(lambda _, args, __: sizes.append(args[0].shape[:-1].numel()))
     assert model(**labelled(answer=2)).logits is None
     assert set(sizes) == {8}

@@ -95,3 +95,30 @@ def check_loading(given: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             f"device_map names {len(devices)} places; an ICLM lies on one device: {{'': 'cuda:0'}}"
         )
+
+
+class KeepsDtypes:
+    """A model whose dtypes are chosen when it is made: it moves to a device, and refuses another dtype."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move the model to a device; the dtype of the base is chosen when it is loaded, adapters stay in float32."""
+        _, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None:
+            raise ConfigurationError("an ICLM keeps its dtypes; choose the base's with from_base(..., dtype=...)")
+        return super().to(*args, **kwargs)  # type: ignore[misc]
+
+    def half(self) -> Any:
+        """Refused, as every change of dtype is (see `to`)."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> Any:
+        """Refused, as every change of dtype is (see `to`)."""
+        return self.to(torch.bfloat16)
+
+    def float(self) -> Any:
+        """Refused, as every change of dtype is (see `to`)."""
+        return self.to(torch.float32)
+
+    def double(self) -> Any:
+        """Refused, as every change of dtype is (see `to`)."""
+        return self.to(torch.float64)

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from iclm.errors import BackboneError, ConfigurationError
 from iclm.model import checkpoint
 from iclm.model.aggregator import build_aggregator, weigh
-from iclm.model.arguments import check_arguments, check_loading
+from iclm.model.arguments import KeepsDtypes, check_arguments, check_loading
 from iclm.model.attention import use_fast_attention
 from iclm.model.backbone import (
     Head,
@@ -53,7 +53,7 @@ LOADING_INFO = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msg
 BASE_OPTIONS = ("attn_implementation", "revision", "token", "local_files_only")
 
 
-class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
+class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
     """A pretrained causal language model with one invariant and K routed domain modules.
 
     Make one with `from_base`, load one with `from_pretrained`. Only its own parameters are trained and saved; the base
@@ -220,30 +220,6 @@ class ICLMForCausalLM(PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
         if given is not None:
             state = {name: given[name] for name in state}
         checkpoint.write(Path(save_directory), self, state)
-
-    def to(self, *args: Any, **kwargs: Any) -> ICLMForCausalLM:
-        """Move the model to a device; the dtype of the base is chosen when it is loaded, adapters stay in float32."""
-        _, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
-        if dtype is not None:
-            raise ConfigurationError("an ICLM keeps its dtypes; choose the base's with from_base(..., dtype=...)")
-        super().to(*args, **kwargs)
-        return self
-
-    def half(self) -> ICLMForCausalLM:
-        """Refused, as every change of dtype is (see `to`)."""
-        return self.to(torch.float16)
-
-    def bfloat16(self) -> ICLMForCausalLM:
-        """Refused, as every change of dtype is (see `to`)."""
-        return self.to(torch.bfloat16)
-
-    def float(self) -> ICLMForCausalLM:
-        """Refused, as every change of dtype is (see `to`)."""
-        return self.to(torch.float32)
-
-    def double(self) -> ICLMForCausalLM:
-        """Refused, as every change of dtype is (see `to`)."""
-        return self.to(torch.float64)
 
     # -- what transformers asks of a model -----------------------------------------------------------------------------
 

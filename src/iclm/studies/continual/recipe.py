@@ -36,12 +36,10 @@ from iclm.recipe import (
     Recipe,
     Section,
     explain,
-    merge,
     one_way_to_ask,
     parse_recipe,
-    read_mapping,
-    resolve,
 )
+from iclm.yaml_file import merge, read_mapping, resolve
 
 GUARDS = ("none", "ewc", "replay", "frozen_after_first")
 WITH_CODES = ("vq", "kmeans")  # routers that can take a code for a new module as they run

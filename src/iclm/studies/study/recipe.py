@@ -42,11 +42,9 @@ from iclm.recipe import (
     Section,
     TrainingSection,
     explain,
-    merge,
     one_way_to_ask,
-    read_mapping,
-    resolve,
 )
+from iclm.yaml_file import merge, read_mapping, resolve
 
 _FIELDS = {"model": ModelSection.model_fields, "training": TrainingSection.model_fields}
 
