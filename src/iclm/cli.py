@@ -144,7 +144,7 @@ def train(
 def evaluate(
     run: RunFolder,
     data: Annotated[list[str], typer.Option(help="FILE or FILE=DOMAIN; several times for several files.")],
-    module: Annotated[str, typer.Option(help="mixture, invariant, domain_0, ... or all.")] = "mixture",
+    module: Annotated[str, typer.Option(help="mixture, invariant, domain_0 or its name, ... or all.")] = "mixture",
     routing: Annotated[str, typer.Option(help="learned or oracle.")] = "learned",
     generate: Annotated[bool, typer.Option("--generate", help="Greedy decoding instead of choice scoring.")] = False,
     max_new_tokens: Annotated[
@@ -285,7 +285,7 @@ def estimators(
 def generate(
     run: RunFolder,
     prompt: Annotated[str, typer.Option(help="The prompt, or - for standard input.")],
-    module: Annotated[str, typer.Option(help="mixture, invariant, domain_0, ...")] = "mixture",
+    module: Annotated[str, typer.Option(help="mixture, invariant, domain_0 or its name, ...")] = "mixture",
     domain: Annotated[
         str | None, typer.Option(help="Route to this domain's module instead of the router's choice.")
     ] = None,

@@ -190,6 +190,19 @@ def test_the_domains_of_one_file_are_told_apart(run, tmp_path):
     ] is not None
 
 
+def test_a_module_may_be_asked_for_by_its_own_name(run, files):
+    name = run.model.config.names[1]
+    assert (
+        name == "text"
+        and run.model.config.place("text") == "domain_1"
+        and run.model.config.place("mixture") == "mixture"
+    )
+    sources = [evaluation_source(str(next(iter(files.values()))), run, format="text")]
+    by_name, by_place = (evaluate_run(run, sources, module=module)["data"] for module in ("text", "domain_1"))
+    assert by_name == by_place and by_name[0]["modules"][0]["module"] == "domain_1"
+    assert answer(run, "1 + 1 = ", module="text") == answer(run, "1 + 1 = ", module="domain_1")
+
+
 def test_one_module_is_evaluated_as_among_all(run, files):
     everything = evaluate_run(run, sources(run, files["text"]), module="all")["data"][0]["modules"]
     for found in everything:

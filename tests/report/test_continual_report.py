@@ -18,7 +18,8 @@ TASKS = ["a", "b"]
 MIXTURE = {"iclm": [[[8, 4], [6, 9]], [[6, 4], [6, 7]]], "lora": [[[9, 3], [4, 9]], [[9, 3], [2, 9]]]}
 
 
-def line(method, seed, kind="sequence", boundaries="known"):
+def line(method, seed, kind="sequence", boundaries="known", **settings):
+    settings = {"method": "lora" if method.startswith("lora") else "iclm", **settings}
     unit = {
         "opened": method != "lora",
         "trainable": 100,
@@ -38,7 +39,9 @@ def line(method, seed, kind="sequence", boundaries="known"):
         "kind": kind,
         "units": [unit, unit] if kind == "sequence" else [],
         "homes": {"a": 0, "b": 1} if method == "iclm" else {},
+        "total_seconds": 60.0,
         "device": "cpu",
+        "recipe": {"methods": {method: settings}},
     }
 
 
@@ -88,6 +91,32 @@ def test_metrics_are_means_over_seeds_with_the_base_before_the_first_task(found)
     assert matrix["values"] == [[0.5, 0.2], [0.7, 0.4], [0.6, 0.8]]
 
 
+def test_a_method_is_set_against_lora_seed_by_seed(found):
+    (only,) = summarise(found)["differences"]
+    assert (only["method"], only["against"], only["seeds"]) == ("iclm", "lora", 2)
+    # by seed: average .75 and .65 less .65 and .55, backward transfer -.2 and .0 less -.5 and -.7
+    assert only["average"]["mean"] == pytest.approx(0.1) and only["average"]["low"] == pytest.approx(0.1)
+    assert only["backward"]["mean"] == pytest.approx((0.3 + 0.7) / 2) and only["forward"]["mean"] == pytest.approx(0.1)
+    assert "| o | iclm | lora | +0.100 [+0.10 +0.10] |" in texts(summarise(found))["tiny/differences"]
+
+
+def test_under_a_guard_an_iclm_is_set_against_lora_under_the_same():
+    result = Found()
+    names = {
+        "lora": "none",
+        "lora-ewc": "ewc",
+        "lora-replay": "replay",
+        "iclm-replay": "replay",
+        "iclm-frozen": "frozen_after_first",
+    }
+    for name, guard in names.items():
+        one = line(name, 0, guard=guard)
+        result.sequences.append(one)
+        result.rows += [row(one, "mixture", i + 1, j, 5) for i in (0, 1) for j in (0, 1)]
+    pairs = {e["method"]: e["against"] for e in summarise(result)["differences"]}
+    assert pairs == {"lora-ewc": "lora", "lora-replay": "lora", "iclm-replay": "lora-replay", "iclm-frozen": "lora"}
+
+
 def test_the_own_module_of_a_task_is_the_one_it_was_trained_with(found):
     own = entry(summarise(found), "metrics", method="iclm", module="own module")
     assert own["average"]["mean"] == pytest.approx((0.7 + 0.8) / 2)
@@ -111,6 +140,7 @@ def test_tables_show_figures_with_their_intervals_and_signs(found):
     assert list(tables) == [
         "tiny/metrics",
         "tiny/modules",
+        "tiny/differences",
         "tiny/matrix/o/iclm",
         "tiny/matrix/o/lora",
         "tiny/thresholds",
@@ -186,7 +216,7 @@ def test_what_is_no_experiment_is_refused_in_one_line(tmp_path):
 
 SOURCE = {"acre": "IID", "problems": 1, "format": "text"}
 RECIPE = {
-    "tasks": {task: {"train": [SOURCE], "test": [SOURCE]} for task in TASKS},
+    "tasks": {task: {"train": [SOURCE], "test": [{**SOURCE, "split": "test"}]} for task in TASKS},
     "orders": {"o": TASKS},
     "methods": {"lora": {"method": "lora"}, "iclm": {}},
 }

@@ -52,13 +52,13 @@ def module_names(model: ICLMForCausalLM, wanted: str, *, oracle: bool = False) -
     """The modules that `--module` and `--routing` ask for.
 
     Args:
-        wanted: a module's name, or "all".
+        wanted: a module's place or its own name, or "all".
         oracle: the mixture is routed by the true domain.
 
     Raises:
         ConfigurationError: there is no such module.
     """
-    names = tuple(model.config.module_names) if wanted == "all" else (wanted,)
+    names = tuple(model.config.module_names) if wanted == "all" else (model.config.place(wanted),)
     for name in names:
         model.module_number(name)
     if oracle:

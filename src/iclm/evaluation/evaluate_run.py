@@ -201,7 +201,7 @@ def answer(
     """Continue a prompt greedily.
 
     Args:
-        module: "mixture", or one module alone.
+        module: "mixture", or one module alone, by its place (domain_0) or its own name.
         domain: name of the training domain whose module the mixture takes instead of the router's choice.
 
     Returns:
@@ -214,6 +214,7 @@ def answer(
     """
     check_finite(run)
     model, tokenizer = run.model, run.tokenizer
+    module = model.config.place(module)
     model.module_number(module)
     if domain is not None and (model.router is None or module != "mixture"):
         raise ConfigurationError(

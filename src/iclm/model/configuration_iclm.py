@@ -195,6 +195,12 @@ class ICLMConfig(PreTrainedConfig):
         """What a user calls each domain module, [K]."""
         return list(self.domain_names or (default_name(number) for number in range(self.num_domains)))
 
+    def place(self, name: str) -> str:
+        """The place of the module that a user means: domain_1 for the own name of domain module 1; anything else as it is."""
+        if name in self.module_names or name not in self.names:
+            return name
+        return default_name(self.names.index(name))
+
     def names_after(self, domains: Mapping[str, int], before: Sequence[str] = ()) -> list[str]:
         """Names for the domain modules of a model that was trained on these domains.
 

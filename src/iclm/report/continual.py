@@ -52,6 +52,8 @@ def grids(summary: dict[str, Any]) -> list[Grid]:
         metrics = list(lines_of(summary, "metrics", sequence))
         if metrics:
             found += [_metrics(sequence, metrics, summary), _modules(sequence, metrics)]
+            differences = list(lines_of(summary, "differences", sequence))
+            found += [_differences(sequence, differences)] if differences else []
         for entry in lines_of(summary, "matrices", sequence):
             if entry["module"] == "mixture" and entry["kind"] == "sequence":
                 found.append(_matrix(sequence, entry))
@@ -98,6 +100,17 @@ def _modules(sequence: str, entries: list[dict[str, Any]]) -> Grid:
     chosen = [entry for entry in entries if entry["kind"] == "sequence"]
     header = ["order", "method", "module", *METRICS.values(), "seeds"]
     return Grid(f"{sequence}/modules", "metrics by module", header, _rows(chosen, ["", "", ""], True), 3)
+
+
+def _differences(sequence: str, entries: list[dict[str, Any]]) -> Grid:
+    header = ["order", "method", "against", *METRICS.values(), "seeds"]
+    rows = []
+    for entry in entries:
+        figures = [NONE if entry[name] is None else _cell(SIGNED[0], entry[name]) for name in METRICS]
+        rows.append([entry["order"], name_of(entry), entry["against"], *figures, str(entry["seeds"])])
+    return Grid(
+        f"{sequence}/differences", "metrics of the mixture less those of another method, by seed", header, rows, 3
+    )
 
 
 def _matrix(sequence: str, entry: dict[str, Any]) -> Grid:

@@ -28,7 +28,7 @@ from iclm.studies.study.statistics import mean_over_seeds
 
 ROWS_FILE, SEQUENCES, BOUNDARIES = "rows.jsonl", "sequences.jsonl", "boundaries.jsonl"
 SPEC_FIELDS = ("name", "sequence", "order", "method", "seed")
-_LINE = ("job", *SPEC_FIELDS, "boundaries", "tasks", "kind", "units", "homes", "total_seconds", "device")
+_LINE = ("job", *SPEC_FIELDS, "boundaries", "tasks", "kind", "units", "homes", "total_seconds", "device", "recipe")
 _ROW = (*("job", "method", "module", "sequence", "order", "seed", "trained_through", "tested_on", "n", "correct"),)
 _THRESHOLD = ("sequence", "order", "seed", "margin", "kind")
 OWN = "own module"  # the domain module that a task was trained with, alone
@@ -176,14 +176,16 @@ def summarise(found: Found) -> dict[str, Any]:
 
     Returns:
         `metrics`: one entry a method and series of modules, each metric with `mean`, `low`, `high` (Student's 95% interval over
-        seeds) and `n`; `matrices`: the mean accuracy matrix of each; `costs`: parameters and seconds a task, and
-        modules opened; `boundaries`: figures of each margin, means over orders and seeds.
+        seeds) and `n`; `differences`: those of the mixture's metrics from another method's, of the same seeds (`_against`);
+        `matrices`: the mean accuracy matrix of each; `costs`: parameters and seconds a task, and modules opened;
+        `boundaries`: figures of each margin, means over orders and seeds.
     """
     groups: dict[Key, list[dict[str, Any]]] = {}
     for line in found.sequences:
         groups.setdefault(key_of(line), []).append(line)
     rows = {line["job"]: [row for row in found.rows if row["job"] == line["job"]] for line in found.sequences}
     metrics, matrices, costs = [], [], []
+    by_seed: dict[Key, dict[Any, dict[str, float | None]]] = {}  # metrics of the mixture
     for key, lines in groups.items():
         head = dict(zip(("sequence", "boundaries", "order", "method"), key, strict=True))
         head |= {"kind": lines[0]["kind"], "tasks": lines[0]["tasks"]}
@@ -198,13 +200,60 @@ def summarise(found: Found) -> dict[str, Any]:
                 found_metrics = [
                     {**one, "average": float(m.values[0].mean())} for one, m in zip(found_metrics, known, strict=True)
                 ]
+            if series == "mixture" and len(known) == len(lines):
+                by_seed[key] = {line["seed"]: one for line, one in zip(lines, found_metrics, strict=True)}
             entry = {**head, "module": series, "seeds": len(known)}
             metrics.append({**entry, **{name: _mean(name, found_metrics) for name in found_metrics[0]}})
             mean = np.mean([matrix.values for matrix in known], axis=0)
             cells = [[None if np.isnan(value) else round(float(value), 6) for value in row] for row in mean]
             matrices.append({**entry, "values": cells})
         costs.append({**head, **_cost(lines)})
-    return {"metrics": metrics, "matrices": matrices, "costs": costs, "boundaries": _thresholds(found.boundaries)}
+    summary = {"metrics": metrics, "differences": list(_differences(groups, by_seed)), "matrices": matrices}
+    return {**summary, "costs": costs, "boundaries": _thresholds(found.boundaries)}
+
+
+def _differences(
+    groups: dict[Key, list[dict[str, Any]]], by_seed: dict[Key, dict[Any, dict[str, float | None]]]
+) -> Iterator[dict[str, Any]]:
+    """What each method has more of each metric than the one that it is set against, seed by seed."""
+    for key, lines in groups.items():
+        other = _against(key, lines[0], groups)
+        seeds = [] if other is None else sorted(set(by_seed.get(key, {})) & set(by_seed.get(other, {})), key=str)
+        if other is None or not seeds:
+            continue
+        head = dict(zip(("sequence", "boundaries", "order", "method"), key, strict=True))
+        found: dict[str, Any] = {}
+        for name in by_seed[key][seeds[0]]:
+            pairs = [(by_seed[key][seed][name], by_seed[other][seed][name]) for seed in seeds]
+            values = [one - two for one, two in pairs if one is not None and two is not None]
+            mean = mean_over_seeds(values, bounds=None) if len(values) == len(seeds) else None
+            found[name] = mean and {"mean": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
+        yield {**head, "against": other[3], "seeds": len(seeds), **found}
+
+
+def _against(key: Key, line: dict[str, Any], groups: dict[Key, list[dict[str, Any]]]) -> Key | None:
+    """What a method is set against: an ICLM against LoRA that goes on learning under the same guard, anything else, or an ICLM
+    without such a counterpart, against LoRA that goes on learning without one; None of the untouched base and of that LoRA itself."""
+    learning = [
+        other
+        for other, lines in groups.items()
+        if (other[0], other[2]) == (key[0], key[2]) and _said(lines[0]) == ("sequence", "lora")
+    ]
+    same = [other for other in learning if _guard(groups[other][0]) == _guard(line)]
+    plain = [other for other in learning if _guard(groups[other][0]) == "none"]
+    if line["kind"] == "base":
+        return None
+    chosen = (same or plain) if _said(line) == ("sequence", "iclm") else plain
+    return next((other for other in chosen if other != key), None)
+
+
+def _said(line: dict[str, Any]) -> tuple[str, str]:
+    """The kind of a sequence, and of its model."""
+    return line["kind"], line["recipe"]["methods"][line["method"]].get("method", "iclm")
+
+
+def _guard(line: dict[str, Any]) -> str:
+    return str(line["recipe"]["methods"][line["method"]].get("guard", "none"))
 
 
 def _before(
