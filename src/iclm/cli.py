@@ -153,6 +153,7 @@ def evaluate(
     format: Annotated[str | None, typer.Option(help="Rendering of ACRE JSON files: symbolic or text.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Strict rendering of ACRE JSON files.")] = False,
     ask: Ask = "letter",
+    score: Annotated[str, typer.Option(help="Of a choice: sum or mean of its tokens' log-likelihoods.")] = "sum",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first examples of each file.")] = None,
     independence: Annotated[
         bool, typer.Option("--independence", help="Also every measure of the modules' independence.")
@@ -173,7 +174,9 @@ def evaluate(
 
     loaded = load_run(run, base=base, quantization=quantization)
     objects = "strict" if strict else "official"
-    options = {"format": format, "objects": objects, "limit": limit, "columns": columns}
+    if generate and score != "sum":
+        raise ConfigurationError("--score is for choices; leave it out with --generate")
+    options = {"format": format, "objects": objects, "limit": limit, "columns": columns, "score": score}
     sources = evaluation_sources(data, loaded, ask=ask, **options)
     with progress_bars() as bars:
         report = evaluate_run(

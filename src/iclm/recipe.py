@@ -132,6 +132,9 @@ class DataSource(Section):
     ask: Literal["letter", "panel"] = "letter"
     """What RAVEN problems ask for: the letter of one of the answers shown, or the panel itself, with no answers shown and their
     panels as the choices."""
+    score: Literal["sum", "mean"] = "sum"
+    """How the log-likelihoods of a choice's tokens become its score, of which the highest is taken: their sum, which is the choice's own and
+    favours short ones, or their mean, for choices of different lengths."""
     chat: bool = False
     """Whether prompts are written by the tokenizer's chat template, as an instruct base was trained on; else the contents of the messages are
     joined by line ends. What a run was trained on so is evaluated and asked so."""

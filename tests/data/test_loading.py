@@ -228,3 +228,10 @@ def test_what_is_for_problems_is_refused_of_a_plain_file(tmp_path, field, value)
     (tmp_path / "x.jsonl").write_text('{"input": [{"role": "user", "content": "?"}], "ideal": "2"}\n')
     with pytest.raises(ConfigurationError, match=rf"x\.jsonl holds no ACRE or RAVEN problems; {field} is for those"):
         read_source(DataSource.model_validate({"file": tmp_path / "x.jsonl", field: value}))
+
+
+def test_how_choices_are_scored_is_said_in_the_name_and_in_each_example():
+    values = {"raven": "distribute_four", "format": "text", "ask": "panel", "score": "mean"}
+    assert source_name(source(**values)) == "raven-distribute_four-train-text-panel-mean"
+    assert all(example.per_token for example in read_source(source(**values)))
+    assert not any(example.per_token for example in read_source(source(**{**values, "score": "sum"})))

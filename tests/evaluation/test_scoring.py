@@ -384,3 +384,16 @@ def test_a_score_that_is_no_number_answers_nothing():
     found = Scores({"mixture": values})
     assert found.predictions("mixture").tolist() == [1, -1, -1] and not found.finite
     assert Scores({"mixture": values[:1]}).finite
+
+
+def test_a_mean_is_the_sum_over_the_number_of_tokens(llama):
+    items = [*CASES["several-chains"], *CASES["group-of-several-chains"]]
+    means = [replace(one, example=replace(one.example, per_token=True)) for one in items]
+    for modules in (("mixture",), ALL):
+        sums, found = (score(llama, given, modules=modules) for given in (items, means))
+        for module in modules:
+            for one, total, mean in zip(items, sums.choices[module], found.choices[module], strict=True):
+                lengths = [len(choice) for choice in one.choices]
+                assert mean.tolist() == pytest.approx(
+                    [value / n for value, n in zip(total, lengths, strict=True)], abs=1e-5
+                )

@@ -560,6 +560,7 @@ def test_variants_of_a_distribution_are_told_apart_in_its_name_where_there_are_s
         return DataSource.model_validate({"raven": "left_right", "problems": 2, "format": "text", **values})
 
     assert names_of_tests([raven(), raven(answers="fair")]) == ["RAVEN left_right, iraven", "RAVEN left_right, fair"]
+    assert names_of_tests([raven(), raven(score="mean")])[1] == "RAVEN left_right, mean of tokens"
     assert names_of_tests([raven(), raven(split="test")]) == ["RAVEN left_right, train", "RAVEN left_right, test"]
     questions = [DataSource(corr2cause="official", problems=4, balanced=balanced) for balanced in (True, False)]
     assert names_of_tests(questions[:1]) == ["CORR2CAUSE official"]

@@ -37,6 +37,7 @@ class Example:
         kind: type of the question within its data set, for instance "direct" or "potential" in ACRE.
         source: where the example comes from, "file:line" or a description of the generator.
         group: id of the problem the question belongs to; the four queries of an ACRE problem share it.
+        per_token: the log-likelihood of a choice is the mean over its tokens; else their sum.
         chat: the prompt is written by the tokenizer's chat template; else the contents of the messages are joined by line ends.
 
     Raises:
@@ -51,6 +52,7 @@ class Example:
     source: str | None = None
     group: str | None = None
     chat: bool = False
+    per_token: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "messages", tuple(self.messages))

@@ -26,7 +26,9 @@ def read_source(source: DataSource) -> list[Example]:
         DataError, ConfigurationError: a file or an option that cannot be used.
     """
     found = _generated(source) if source.generated else _read(source)
-    return [replace(example, chat=True) for example in found] if source.chat else found
+    if not source.chat and source.score == "sum":
+        return found
+    return [replace(example, chat=source.chat, per_token=source.score == "mean") for example in found]
 
 
 def _read(source: DataSource) -> list[Example]:
@@ -148,12 +150,12 @@ def trained_on(source: DataSource, training: Iterable[DataSource], seeds: Iterab
 
 
 def source_name(source: DataSource) -> str:
-    """What a source is called in results: acre-Comp-val-text, raven-center_single-test-text-panel, or its file or data set."""
+    """What a source is called in results: acre-Comp-val-text, raven-center_single-test-text-panel-mean, or its file or data set."""
     family, *made = (distribution(source) or "").split(" ")
     if not made:
         return str(source.file if source.file is not None else source.dataset)
     split = [] if source.split in made else [source.split]
-    asked = [source.ask] if source.ask == "panel" else []
+    asked = ([source.ask] if source.ask == "panel" else []) + ([source.score] if source.score == "mean" else [])
     return "-".join([family.lower(), *made, *split, *([source.format] if source.format else []), *asked])
 
 

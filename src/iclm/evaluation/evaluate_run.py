@@ -40,10 +40,11 @@ def evaluation_source(
     objects: str = "official",
     limit: int | None = None,
     columns: str | None = None,
+    score: str = "sum",
 ) -> DataSource:
     """The source that a `--data` argument names: FILE or FILE=DOMAIN.
 
-    `columns` maps the columns of a table (YAML). A domain that is the name of a format is also how ACRE problems are rendered, unless `format` says otherwise.
+    `columns` maps the columns of a table (YAML), `score` is that of a choice: sum or mean. A domain that is the name of a format is also how ACRE problems are rendered, unless `format` says otherwise.
 
     Raises:
         ConfigurationError: an option that does not fit.
@@ -59,6 +60,8 @@ def evaluation_source(
         raise ConfigurationError(f"format is {format!r}; use symbolic or text")
     if objects not in OBJECTS:
         raise ConfigurationError(f"objects is {objects!r}; use official or strict")
+    if score not in ("sum", "mean"):
+        raise ConfigurationError(f"--score is {score!r}; use sum or mean")
     mapping = parse_columns(columns)
     return DataSource.model_validate(
         {
@@ -69,6 +72,7 @@ def evaluation_source(
             "limit": limit,
             "columns": mapping,
             "chat": run.chat,
+            "score": score,
         }
     )
 

@@ -1,6 +1,6 @@
 """Answers by the log-likelihood of each choice, for every module in one pass.
 
-The log-likelihood of a choice is the sum over its tokens, each given the prompt and the tokens before it. The last token
+The log-likelihood of a choice is the sum over its tokens (or their mean, `Example.per_token`), each given the prompt and the tokens before it. The last token
 of a choice is predicted, never read, so choices that agree up to their last token need one sequence; those of one problem
 share their prefix (`iclm.model.packing`). Nothing of this changes a score: it equals that of each (prompt, choice) pair
 run on its own.
@@ -34,7 +34,7 @@ class Scores:
     """What scoring found for n examples, in the order they were given.
 
     Attributes:
-        choices: for each module the log-likelihood of each choice in nats, a list of n arrays.
+        choices: for each module the log-likelihood of each choice in nats, or in nats a token, a list of n arrays.
         routes: the router's first choice for each example, int [n]; -1 where no module asked for it, empty where there
             is no router.
         states: states [n, hidden] of the invariant module (where there is one) and of the routed domain module at the token
@@ -244,7 +244,7 @@ def _unknown(examples: Sequence[EncodedExample]) -> list[np.ndarray]:
 
 
 def _read_choices(table: torch.Tensor, items: list[_Item], starts: list[int], found: list[np.ndarray]) -> None:
-    """Sum the log-likelihood of each choice.
+    """Sum, or average, the log-likelihoods of each choice's tokens.
 
     Args:
         table: log-probabilities [n, vocabulary] at the predicting tokens.
@@ -255,7 +255,8 @@ def _read_choices(table: torch.Tensor, items: list[_Item], starts: list[int], fo
         rows = table[starts[index] : starts[index] + len(item.chain.tokens) + 1]
         for choice in item.chain.choices:
             tokens = torch.tensor(item.example.choices[choice], device=table.device)
-            found[item.number][choice] = float(rows[: len(tokens)].gather(1, tokens[:, None]).sum())
+            each = rows[: len(tokens)].gather(1, tokens[:, None])
+            found[item.number][choice] = float(each.mean() if item.example.example.per_token else each.sum())
 
 
 def require_domains(examples: Sequence[EncodedExample], num_domains: int) -> None:

@@ -195,7 +195,7 @@ class DataResults:
             origin = {
                 key: value
                 for key, value in self.jobs[0].line["evaluate"][number].items()
-                if key not in ("format", "domain", "ask", "corr2cause", "answers")
+                if key not in ("format", "domain", "ask", "score", "corr2cause", "answers")
             }
             key = (json.dumps(origin, sort_keys=True), count)
             start = first.setdefault(key, total)

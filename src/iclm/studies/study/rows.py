@@ -143,14 +143,15 @@ def test_names(sources: Sequence[DataSource]) -> list[str]:
 
 
 def _variant(source: DataSource) -> tuple[str, ...]:
-    """What else tells sources of one distribution apart: the split, and what its kind of problems has."""
+    """What else tells sources of one distribution apart: the split, how choices are scored, and what its kind of problems has."""
+    score = "sum of tokens" if source.score == "sum" else "mean of tokens"
     if source.raven is not None:
-        return source.split, source.answers
+        return source.split, score, source.answers
     if source.pvr is not None:
-        return source.split, source.shift
+        return source.split, score, source.shift
     if source.corr2cause is not None:
-        return source.split, "balanced" if source.balanced else "unbalanced"
-    return (source.split,)
+        return source.split, score, "balanced" if source.balanced else "unbalanced"
+    return source.split, score
 
 
 def bits(correct: Sequence[bool]) -> str:
