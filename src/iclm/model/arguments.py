@@ -25,35 +25,35 @@ _LOADING = {
     "gguf_file": "the base may be a GGUF file: base='model.gguf'",
 }
 # of from_pretrained: what is honoured, and what Auto classes, pipelines and the Trainer pass that means nothing to a folder
-_KNOWN = {
-    *(
-        "device_map",
-        "attn_implementation",
-        "revision",
-        "token",
-        "local_files_only",
-        "torch_dtype",
-        "output_loading_info",
-    ),
-    *(
-        "cache_dir",
-        "force_download",
-        "proxies",
-        "resume_download",
-        "trust_remote_code",
-        "code_revision",
-        "use_safetensors",
-    ),
-    *(
-        "low_cpu_mem_usage",
-        "weights_only",
-        "adapter_kwargs",
-        "state_dict",
-        "ignore_mismatched_sizes",
-        "generation_config",
-    ),
-    *("use_auth_token", "mirror", "framework", "user_agent", "experts_implementation", "use_kernels"),
+_HONOURED = {
+    "device_map",
+    "attn_implementation",
+    "revision",
+    "token",
+    "local_files_only",
+    "torch_dtype",
+    "output_loading_info",
 }
+_OF_THE_HUB = {
+    "cache_dir",
+    "force_download",
+    "proxies",
+    "resume_download",
+    "code_revision",
+    "use_auth_token",
+    "mirror",
+    "user_agent",
+}
+_OF_WEIGHTS = {
+    "use_safetensors",
+    "low_cpu_mem_usage",
+    "weights_only",
+    "adapter_kwargs",
+    "state_dict",
+    "ignore_mismatched_sizes",
+}
+_KNOWN = _HONOURED | _OF_THE_HUB | _OF_WEIGHTS
+_KNOWN |= {"trust_remote_code", "generation_config", "framework", "experts_implementation", "use_kernels"}
 
 
 def check_arguments(given: Mapping[str, Any], input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:

@@ -93,20 +93,21 @@ def before_labels(
     Args:
         branch_ids: where several examples share a sequence.
         mask: the real tokens; None means all. An example (of its own sequence) none of which come before its first label is
-            read whole, as plain text whose labels are its tokens; a warning says so.
+            read whole, as plain text whose labels are its tokens; on a CPU a warning says so.
     """
     labelled = labels != IGNORED
     if branch_ids is None:
         prompt = labelled.long().cumsum(-1) == 0
         without = ~(prompt if mask is None else prompt & (mask != 0)).any(-1)
-        if bool(without.any()):
+        if labels.device.type == "cpu" and bool(
+            without.any()
+        ):  # elsewhere the question would wait for the device in every step
             warnings.warn(
                 "labels begin at the first token of an example, so that it has no prompt, and the router reads it whole; label the "
                 "prompt with -100, or pass prompt_mask",
                 stacklevel=2,
             )
-            prompt = prompt | without[:, None]
-        return prompt
+        return prompt | without[:, None]
     prompt = ~labelled
     for number in range(1, int(branch_ids.max()) + 1):
         own = branch_ids == number

@@ -404,7 +404,7 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
             input_ids, attention_mask, domain_ids, router_features, route, module, past_key_values: see `encode`.
             labels: [batch, tokens], -100 where nothing is to be learned. The router then reads only the tokens before the
                 first label of each example: its prompt. An example without one, as in plain text whose labels are its
-                tokens, is read whole, and a warning says so once.
+                tokens, is read whole.
             branch_ids: [batch, tokens], where several examples share a sequence (`iclm.model.packing`); needs labels.
             prompt_mask: [batch, tokens], the tokens that the router may read; overrides the above.
             use_cache: None means not while training or with labels, nor where the base needs a cache of its own kind.
