@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from iclm.cli_shared import Json, print_json, progress_bars, quiet_libraries, stdout
+from iclm.cli_shared import Json, note, print_json, progress_bars, quiet_libraries, stdout
 
 
 def plan(
@@ -41,6 +41,7 @@ def plan(
     from iclm.report.plan import plan_lines, plan_table
     from iclm.studies.plan.plan import plan as predict
 
+    note("real training steps of one and three layers are measured; on a CPU that takes minutes where layers are large")
     with progress_bars() as bars:
         found = predict(
             base,
