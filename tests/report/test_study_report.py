@@ -43,7 +43,18 @@ def figure(summary, method, module, kind=None, group=OUT):
 
 
 def test_every_table_has_a_name(tables):
-    names = ("accuracy", "formats", "kinds", "modules", "comparisons", "ablations", "parts", "cost", "chosen")
+    names = (
+        "accuracy",
+        "formats",
+        "kinds",
+        "inference",
+        "modules",
+        "comparisons",
+        "ablations",
+        "parts",
+        "cost",
+        "chosen",
+    )
     assert list(tables) == [*(f"acre/{name}" for name in names), "paper"]
     for grid in tables.values():
         assert grid.rows and all(len(row) == len(grid.header) for row in grid.rows)
@@ -58,6 +69,26 @@ def test_the_main_table_has_methods_cheap_strategies_and_the_indirect_questions(
     indirect = column(tables["acre/accuracy"], f"{OUT}, indirect")
     assert indirect["shallow"] == "0.000 [0.000 0.000]"
     assert indirect["iclm"] == share(figure(summary, "iclm", "mixture", kind="indirect"))
+
+
+def test_whoever_answers_indirect_and_potential_questions_alike_tells_nothing_apart(make_collected):
+    """Accuracies by kind: direct, indirect, potential, screen_off."""
+    methods = {
+        "lora": {"mixture": [1.0, 0.0, 1.0, 1.0]},  # the shallow rule
+        "on": {"mixture": [1.0, 1.0, 0.0, 1.0]},  # always on
+        "infers": {"mixture": [1.0, 1.0, 1.0, 1.0]},
+        "off": {"mixture": [1.0, 0.0, 0.0, 1.0]},
+    }
+    (table,) = [g for g in grids(summarise(make_collected(methods), resamples=FAST)) if g.name == "acre/inference"]
+    told = column(table, f"{OUT}, told apart")
+    assert told == {
+        "lora": "0.000 [+0.000 +0.000]",
+        "on": "0.000 [+0.000 +0.000]",
+        "infers": "+1.000 [+1.000 +1.000]",
+        "off": "-1.000 [-1.000 -1.000]",
+    }
+    parts = [column(table, f"{OUT}, {kind}")["on"] for kind in ("indirect", "potential")]
+    assert parts == ["1.000 [1.000 1.000]", "0.000 [0.000 0.000]"]
 
 
 def test_test_sets_have_columns_where_there_are_several(make_collected):
@@ -139,7 +170,8 @@ def test_cells():
 def test_strict_tables_have_their_own_names(make_collected):
     found = make_collected({"lora": {"mixture": 0.5}}, strict=True)
     names = [grid.name for grid in grids(summarise(found, resamples=FAST))]
-    assert names == ["acre/strict/accuracy", "acre/strict/formats", "acre/strict/kinds", "acre/cost", "paper"]
+    kinds = [f"acre/strict/{name}" for name in ("accuracy", "formats", "kinds", "inference")]
+    assert names == [*kinds, "acre/cost", "paper"]
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

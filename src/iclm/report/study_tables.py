@@ -3,6 +3,7 @@
     DATA/accuracy       methods × groups of test questions, with the cheap strategies and the most frequent answer as rows
     DATA/formats        the same by test set and format
     DATA/kinds          the same by kind of question
+    DATA/inference      of ACRE, whether questions that need an inference are told from those that nothing settles
     DATA/modules        each module of a method alone, and its mixture with oracle routing
     DATA/comparisons    every method against the reference
     DATA/ablations      ablations against what they are an ablation of
@@ -37,8 +38,12 @@ from iclm.studies.study.groups import (
     OUT,
     ROUTED,
 )
+from iclm.studies.study.statistics import mean_over_seeds
 
 HARD = "indirect"  # the kind of question that stands beside every overall figure: no shallow rule answers it
+OPEN = (
+    "potential"  # of ACRE, what nothing settles: to a rule that makes no inference, indirect questions look like these
+)
 NONE = "–"
 
 
@@ -165,6 +170,23 @@ class _Part:
         rows.append(["questions", *(f"{g['n']:,}" for g in columns)])
         return Grid(f"{self.name}/{name}", f"{title}, {self.title}", ["method", *map(_heading, columns)], rows)
 
+    def inference_table(self) -> Grid | None:
+        """Indirect questions of ACRE, all of which have the answer on, beside potential ones, all undetermined.
+
+        Their accuracies add up to 1 for whoever answers both alike, however readily with on: what is above is inference.
+        """
+        pools = [name for name in (IN, OUT) if {HARD, OPEN} <= {g["kind"] for g in self.groups if g["group"] == name}]
+        header = ["method", *(f"{name}, {what}" for name in pools for what in (HARD, OPEN, "told apart"))]
+        rows = []
+        for method, module in self.methods():
+            cells = []
+            for name in pools:
+                pair = [self.by_key.get((name, None, kind, method, module)) for kind in (HARD, OPEN)]
+                cells += [*map(share, pair), _told_apart(*pair)]
+            rows.append([method, *cells])
+        title = "indirect questions (on) and potential ones (undetermined): accuracy, and its sum less 1"
+        return Grid(f"{self.name}/inference", f"{title}, {self.title}", header, rows) if pools else None
+
     def module_table(self) -> Grid | None:
         columns = self.columns()
         rows = []
@@ -199,6 +221,7 @@ class _Part:
         kinds = [g for g in self.groups if g["kind"] is not None and g["group"] in (IN, OUT)]
         if kinds:
             yield self.by_method("kinds", "accuracy by kind of question", kinds, majority=False)
+        yield self.inference_table()
         yield self.module_table()
         title = f"every method against {self.reference}"
         yield self.comparison_table("comparisons", AGAINST_REFERENCE, title, columns)
@@ -208,6 +231,15 @@ class _Part:
         yield self.comparison_table("further", AGAINST_FURTHER, title, columns)
         title = "modules alone and oracle routing against the mixture"
         yield self.comparison_table("parts", AGAINST_MIXTURE, title, [g for g in columns if g["kind"] is None])
+
+
+def _told_apart(hard: dict[str, Any] | None, easy: dict[str, Any] | None) -> str:
+    """What two accuracies of the same seeds are together above 1, with its interval."""
+    if hard is None or easy is None or hard["seeds"] != easy["seeds"]:
+        return NONE
+    sums = [one + two - 1 for one, two in zip(hard["values"], easy["values"], strict=True)]
+    found = mean_over_seeds(sums, bounds=(-1.0, 1.0))
+    return signed(found.value) + ("" if found.low is None else f" [{found.low:+.3f} {found.high:+.3f}]")
 
 
 def _heading(group: dict[str, Any]) -> str:
