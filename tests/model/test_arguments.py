@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, Trainer, TrainingArguments
 
 from iclm.errors import ConfigurationError
 from iclm.model import ICLMForCausalLM
@@ -81,6 +81,16 @@ def test_in_evaluation_labels_give_the_loss_and_the_logits(model, labelled):
         torch.testing.assert_close(found.logits, plain.logits[:, -kept:], rtol=0, atol=1e-5)
     assert model.train()(**batch).logits is None
     model.eval()
+
+
+def test_the_trainer_of_transformers_gets_logits_to_measure(saved, tmp_path, labelled):
+    batch = labelled((6, 6, 6, 6))
+    rows = [{name: values[i] for name, values in batch.items()} for i in range(4)]
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True)
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    trainer = Trainer(model, arguments, eval_dataset=rows, compute_metrics=lambda found: {"n": len(found.predictions)})
+    assert trainer.predict(rows).predictions.shape == (4, 6, model.config.vocab_size)
+    assert trainer.evaluate()["eval_n"] == 4
 
 
 @torch.no_grad()
