@@ -299,7 +299,7 @@ def test_a_diagnosis_with_a_file_of_somebody_else_is_not_replaced(healthy, tmp_p
 def test_what_is_no_diagnosis_is_never_replaced(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(ConfigurationError, match="no diagnosis"):
+    with pytest.raises(ConfigurationError, match="not a diagnosis"):
         check_folder(tmp_path / "mine", overwrite=True)
     with pytest.raises(ConfigurationError, match="is a file"):
         check_folder(tmp_path / "mine" / "thesis.tex" / "out", overwrite=False)

@@ -32,7 +32,10 @@ def values(tiny_llama_folder):
             "acre": {
                 "train": [acre("IID", "train", 4), {"corr2cause": "official", "problems": 8, "variables": [3]}],
                 "validation": [acre("IID", "val", 2)],
-                "test": [acre("Sys", "test", 2), {"corr2cause": "renamed", "problems": 4, "variables": [3]}],
+                "test": [
+                    acre("Sys", "test", 2),
+                    {"corr2cause": "renamed", "split": "test", "problems": 4, "variables": [4]},
+                ],
                 "model": {"num_domains": 2},
             }
         },
@@ -186,7 +189,7 @@ def test_a_task_returns_the_results_as_text_and_leaves_nothing(base_job, threads
     assert set(found) == {job.ROWS, job.DONE} and not list(tmp_path.iterdir())
     rows = [json.loads(line) for line in found[job.ROWS].splitlines()]
     assert {row["job"] for row in rows} == {base_job.id}
-    assert {(row["test_set"], row["shifted"]) for row in rows} == {("ACRE Sys", True), ("CORR2CAUSE renamed 3", True)}
+    assert {(row["test_set"], row["shifted"]) for row in rows} == {("ACRE Sys", True), ("CORR2CAUSE renamed 4", True)}
     assert json.loads(found[job.DONE])["threads"] == 1
 
 
