@@ -102,10 +102,10 @@ def to_look_ahead(out: Path, apart: bool) -> Iterator[Path]:
     Args:
         apart: a copy is needed, as something will be written.
     """
+    if not apart:
+        yield out
+        return
     with TemporaryDirectory() as place:
-        if not apart:
-            yield out
-            return
         copy = Path(place) / "copy"
         for file in (*out.glob("*.yaml"), *out.glob("jobs/*/*.json*")):
             (copy / file.relative_to(out)).parent.mkdir(parents=True, exist_ok=True)

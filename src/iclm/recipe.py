@@ -352,7 +352,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             source.file = resolve(path, source.file)
     if recipe.training.start_from is not None:
         recipe.training.start_from = resolve(path, recipe.training.start_from)
-    recipe.base = place_of(path, recipe.base)
+    recipe.base = place_of(recipe.base, path)
     return recipe
 
 

@@ -92,7 +92,7 @@ def resolve(recipe: Path, name: str | Path, *, gone: bool = False) -> Path:
     return (beside if beside.exists() or (gone and not here.exists()) else here).absolute()
 
 
-def place_of(recipe: str | Path, name: str) -> str:
+def place_of(name: str, recipe: str | Path = "") -> str:
     """A base or data set as a recipe means it: what lies beside the recipe or in the current folder as an absolute path, so that
     it is found from everywhere; any other name, such as that of a model on the hub, as it is."""
     if name in PACKAGED:
@@ -106,7 +106,7 @@ def place_of(recipe: str | Path, name: str) -> str:
 def _resolve_paths(values: dict[str, Any], path: Path) -> None:
     """Make the paths in an unchecked recipe absolute, so that they hold where another recipe extends it."""
     if isinstance(values.get("base"), str):
-        values["base"] = place_of(path, values["base"])
+        values["base"] = place_of(values["base"], path)
     training = values.get("training")
     if isinstance(training, dict) and isinstance(training.get("start_from"), str):
         training["start_from"] = str(resolve(path, training["start_from"]))
@@ -123,7 +123,7 @@ def _resolve_files(place: Any, path: Path) -> None:
         if isinstance(place.get("file"), str):
             place["file"] = str(resolve(path, place["file"], gone=True))
         if isinstance(place.get("dataset"), str):
-            place["dataset"] = place_of(path, place["dataset"])
+            place["dataset"] = place_of(place["dataset"], path)
         for entry in place.values():
             _resolve_files(entry, path)
 

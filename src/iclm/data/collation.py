@@ -47,6 +47,11 @@ def boundary(prompt: str) -> tuple[str, str]:
     return text, prompt[len(text) :]
 
 
+def answer_blanks(example: Example) -> str:
+    """The blanks at the end of an example's prompt, which are tokenised with the answer; a chat template leaves none."""
+    return "" if example.chat else boundary(example.prompt)[1]
+
+
 def prompt_text(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """The prompt of an example as it is tokenised, and the blanks that are tokenised with the answer.
 

@@ -135,6 +135,25 @@ def _pools(source: DataSource) -> set[tuple[Any, ...]]:
     return {("data set", source.dataset, source.config, source.split)}
 
 
+def refuse_trained(
+    where: str, sources: Iterable[DataSource], training: Iterable[DataSource], seeds: Iterable[int], whose: str
+) -> None:
+    """Raise ValueError, which begins with `where`, for the first source whose problems a training asks.
+
+    Args:
+        training, seeds: as of `trained_on`.
+        whose: the seeds are, in words.
+    """
+    training, seeds = list(training), list(seeds)
+    for number, source in enumerate(sources):
+        seed = trained_on(source, training, seeds)
+        if seed is not None:
+            raise ValueError(
+                f"{where}.{number} ({source_name(source)}) asks problems that are trained on with seed {seed}; give another split, or "
+                f"a seed that is none of {whose}"
+            )
+
+
 def trained_on(source: DataSource, training: Iterable[DataSource], seeds: Iterable[int]) -> int | None:
     """A seed with which training sources may ask problems of a source; None if none does.
 
@@ -181,6 +200,11 @@ def problem_kind(path: Path) -> str | None:
     if path.suffix == ".json" and start[:1] == b"[" and start[1:].lstrip()[:1] == b"[":
         return "ACRE"
     return "RAVEN" if start[:1] == b"{" and b'"panels"' in start and b'"input"' not in start else None
+
+
+def rendering(file: Path, columns: Any, format: str | None) -> str | None:
+    """How a file is rendered where `format` is asked of several: as it says, if it holds problems; rows are taken as they are."""
+    return format if columns is None and problem_kind(file) is not None else None
 
 
 def read_sources(sources: Sequence[DataSource]) -> list[Example]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from iclm.data.collation import EncodedExample, prompt_text
+from iclm.data.collation import EncodedExample, answer_blanks
 from iclm.errors import ConfigurationError
 from iclm.evaluation.independence import mutual_information_report
 from iclm.evaluation.independence.report import COMPONENTS, ENOUGH
@@ -221,8 +221,7 @@ def evaluate_generation(
             if by_domain:
                 extra = {"route": torch.tensor([examples[i].domain for i in chosen], device=device)}
             for i, text in zip(chosen, greedy(model, tokenizer, ids, mask, limit, **extra), strict=True):
-                blanks = prompt_text(examples[i].example, tokenizer)[1]
-                responses[i] = text.removeprefix(blanks)
+                responses[i] = text.removeprefix(answer_blanks(examples[i].example))
             if progress is not None:
                 progress(len(chosen))
     finally:

@@ -13,7 +13,7 @@ import torch
 from iclm.data.acre import FORMATS, OBJECTS
 from iclm.data.collation import EncodedExample, encode, prompt_text, tokenise
 from iclm.data.example import Example, Message
-from iclm.data.loading import problem_kind, read_source, source_name
+from iclm.data.loading import problem_kind, read_source, rendering, source_name
 from iclm.errors import ConfigurationError, DataError
 from iclm.evaluation.evaluate import ModuleResult, evaluate, evaluate_generation, greedy, module_names, routing_of
 from iclm.evaluation.independence import independence_report
@@ -67,7 +67,7 @@ def evaluation_source(
         {
             "file": file,
             "domain": name or None,
-            "format": format if mapping is None and problem_kind(file) is not None else None,
+            "format": rendering(file, mapping, format),
             "objects": objects,
             "limit": limit,
             "columns": mapping,

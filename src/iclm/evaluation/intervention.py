@@ -341,11 +341,10 @@ def _score(
         scores = score(model, examples, modules=modules, pad=pad, progress=progress)
     finally:
         model.train(was_training)
-    for module, choices in scores.choices.items():
-        if not np.isfinite(np.concatenate(choices)).all():
-            raise ConfigurationError(
-                f"log-likelihoods of {module} are not finite {change}; the model has diverged, or the noise is too large"
-            )
+    for module in scores.faulty:
+        raise ConfigurationError(
+            f"log-likelihoods of {module} are not finite {change}; the model has diverged, or the noise is too large"
+        )
     return scores
 
 

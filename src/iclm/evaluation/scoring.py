@@ -54,9 +54,14 @@ class Scores:
         return np.array([int(np.argmax(v)) if np.isfinite(v).all() else -1 for v in self.choices[module]], dtype=int)
 
     @property
+    def faulty(self) -> list[str]:
+        """Modules with a score that is no number, as after a training that has diverged."""
+        return [m for m, scores in self.choices.items() if not all(np.isfinite(values).all() for values in scores)]
+
+    @property
     def finite(self) -> bool:
-        """Whether all scores are numbers; they are not where a training has diverged."""
-        return all(bool(np.isfinite(values).all()) for scores in self.choices.values() for values in scores)
+        """Whether all scores are numbers."""
+        return not self.faulty
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,11 +179,11 @@ def answer_with(
     """Scores of modules, and whether each answer is right; raises `ConfigurationError` if a score is not finite."""
     scores = score(model, examples, modules=modules, pad=pad, states=states, progress=tick)
     answers = np.array([item.example.answer_index for item in examples], dtype=int)
-    for module, choices in scores.choices.items():
-        if not all(np.isfinite(values).all() for values in choices):
-            raise ConfigurationError(
-                f"log-likelihoods of {module} are not finite: the training has diverged; train anew"
-            )
+    for module in scores.faulty:
+        raise ConfigurationError(
+            f"log-likelihoods of {module} are not finite: the training has diverged; train anew, for instance with a smaller "
+            "training.learning_rate"
+        )
     return scores, {module: scores.predictions(module) == answers for module in scores.choices}
 
 

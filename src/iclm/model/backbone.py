@@ -161,12 +161,6 @@ def locate_base(name: str) -> str:
     return name
 
 
-def place_named(name: str) -> str:
-    """The name of a base that holds in every folder: that of a local folder or file as an absolute path, others as they are."""
-    path = Path(name).expanduser()
-    return name if name in PACKAGED or not path.exists() else os.path.abspath(path)
-
-
 def load_base(
     name: str, dtype: str | torch.dtype | None = "auto", quantization: str = "none", **kwargs: Any
 ) -> PreTrainedModel:

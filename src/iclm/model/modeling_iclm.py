@@ -32,7 +32,6 @@ from iclm.model.backbone import (
     highest_split,
     identify,
     load_base,
-    place_named,
     require_decoder,
 )
 from iclm.model.cache import ICLMCache
@@ -48,6 +47,7 @@ from iclm.model.plan import INVARIANT, ActivationPlan, Route
 from iclm.model.quantization import parameter_count
 from iclm.model.router import build_router
 from iclm.model.routing import RoutingMixin
+from iclm.yaml_file import place_of
 
 LOADING_INFO = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 BASE_OPTIONS = ("attn_implementation", "revision", "token", "local_files_only")
@@ -151,7 +151,7 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
             )
         config = config if config is not None else ICLMConfig(**settings)
         if isinstance(base, str):
-            config.base["name"] = place_named(base)
+            config.base["name"] = place_of(base)
             base = load_base(base, dtype, quantization)
         else:
             config.base.setdefault("name", getattr(base.config, "_name_or_path", "") or "")

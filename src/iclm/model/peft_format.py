@@ -33,11 +33,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from iclm.errors import CheckpointError, ConfigurationError
-from iclm.model.backbone import anatomy, load_base, place_named
+from iclm.model.backbone import anatomy, load_base
 from iclm.model.checkpoint import read_json, write_tensors
 from iclm.model.configuration_iclm import ICLMConfig, check_settings
 from iclm.model.modeling_iclm import ICLMForCausalLM
 from iclm.model.surgery import banks, fresh_weights, set_weights, weights_of
+from iclm.yaml_file import place_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -274,7 +275,7 @@ def from_adapters(
     check_settings(settings)
     read = [read_adapter(folder) for folder in adapters.values()]
     if isinstance(base, str):
-        settings.setdefault("base", {"name": place_named(base)})
+        settings.setdefault("base", {"name": place_of(base)})
         base = load_base(base, dtype, quantization)
     _warn_of_other_bases(read, (settings.get("base", {}).get("name"), getattr(base.config, "_name_or_path", None)))
     path, layers = anatomy(base).layers_path, {layer for adapter in read for layer in adapter.weights}

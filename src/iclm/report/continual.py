@@ -106,7 +106,7 @@ def _differences(sequence: str, entries: list[dict[str, Any]]) -> Grid:
     header = ["order", "method", "against", *METRICS.values(), "seeds"]
     rows = []
     for entry in entries:
-        figures = [NONE if entry[name] is None else _cell(SIGNED[0], entry[name]) for name in METRICS]
+        figures = [_cell(SIGNED[0], entry[name]) for name in METRICS]
         rows.append([entry["order"], name_of(entry), entry["against"], *figures, str(entry["seeds"])])
     return Grid(
         f"{sequence}/differences", "metrics of the mixture less those of another method, by seed", header, rows, 3

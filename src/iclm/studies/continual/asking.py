@@ -14,8 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from iclm.data.collation import EncodedExample
-from iclm.errors import ConfigurationError
-from iclm.evaluation.scoring import score
+from iclm.evaluation.sides import answer_with
 from iclm.model import ICLMForCausalLM
 from iclm.model.configuration_iclm import default_name
 
@@ -64,16 +63,10 @@ def _answered(
 ) -> dict[str, int]:
     """Right answers of each module to the questions of one task."""
     config = model.config
-    answers = np.array([item.example.answer_index for item in examples])
 
     def right(modules: tuple[str, ...]) -> tuple[dict[str, int], np.ndarray]:
-        scores = score(model, examples, modules=modules, pad=pad)
-        if not scores.finite:
-            raise ConfigurationError(
-                f"log-likelihoods of {' or '.join(modules)} are not finite: the training has diverged; take a smaller "
-                "training.learning_rate"
-            )
-        return {m: int((scores.predictions(m) == answers).sum()) for m in modules}, scores.routes
+        scores, found = answer_with(model, examples, modules, pad, None)
+        return {m: int(answers.sum()) for m, answers in found.items()}, scores.routes
 
     if config.num_domains == 0:
         return right(("mixture",))[0]

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from iclm.data.loading import source_name, trained_on
+from iclm.data.loading import refuse_trained
 from iclm.errors import ConfigurationError
 from iclm.recipe import (
     DataSource,
@@ -184,13 +184,7 @@ class ContinualRecipe(Section):
         training = [source for task in self.tasks.values() for source in task.train]
         one_way_to_ask([*training, *(source for task in self.tasks.values() for source in task.test)])
         for name, task in self.tasks.items():
-            for number, source in enumerate(task.test):
-                seed = trained_on(source, training, self.seeds)
-                if seed is not None:
-                    raise ValueError(
-                        f"tasks.{name}.test.{number} ({source_name(source)}) asks problems that are trained on with seed {seed}; "
-                        "give another split, or a seed that is none of seeds"
-                    )
+            refuse_trained(f"tasks.{name}.test", task.test, training, self.seeds, "seeds")
         return self
 
 

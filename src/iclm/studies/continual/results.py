@@ -226,8 +226,7 @@ def _differences(
         for name in by_seed[key][seeds[0]]:
             pairs = [(by_seed[key][seed][name], by_seed[other][seed][name]) for seed in seeds]
             values = [one - two for one, two in pairs if one is not None and two is not None]
-            mean = mean_over_seeds(values, bounds=None) if len(values) == len(seeds) else None
-            found[name] = mean and {"mean": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
+            found[name] = _figure(values) if len(values) == len(seeds) else None
         yield {**head, "against": other[3], "seeds": len(seeds), **found}
 
 
@@ -282,7 +281,12 @@ def _mean(name: str, values: Sequence[dict[str, float | None]]) -> dict[str, Any
     known = [value for found in values if (value := found[name]) is not None]
     if len(known) < len(values):
         return None
-    found = mean_over_seeds(known, bounds=None if name in SIGNED else (0.0, 1.0))
+    return _figure(known, None if name in SIGNED else (0.0, 1.0))
+
+
+def _figure(values: Sequence[float], bounds: tuple[float, float] | None = None) -> dict[str, Any]:
+    """A mean over seeds with its interval."""
+    found = mean_over_seeds(values, bounds=bounds)
     return {"mean": found.value, "low": found.low, "high": found.high, "n": found.n}
 
 

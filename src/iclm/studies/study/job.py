@@ -73,8 +73,6 @@ def run_job(folder: Path) -> dict[str, Any]:
         started = time.perf_counter()
         recipe = parse_recipe(spec["recipe"], str(folder / SPEC))
         sources = [DataSource.model_validate(values) for values in spec["evaluate"]]
-        for source in sources:  # what cannot be read is found before the training
-            read_source(source)
         if spec["kind"] == "strategy":
             outcome = run_strategy(spec["strategy"], recipe, sources)
         else:
@@ -115,6 +113,7 @@ def run_job(folder: Path) -> dict[str, Any]:
 
 def _run_model(spec: dict[str, Any], recipe: Recipe, sources: Sequence[DataSource], folder: Path) -> Outcome:
     """Train a model, or take the untouched base, and ask it."""
+    asked = [read_source(source) for source in sources]  # what cannot be read is found before the training
     tokenizer = load_tokenizer(recipe.base)
     model: Any
     started = time.perf_counter()
@@ -130,7 +129,9 @@ def _run_model(spec: dict[str, Any], recipe: Recipe, sources: Sequence[DataSourc
             model, record = _trained(recipe, folder / RUN)
         domains = {name: number for number, name in enumerate(record["domains"])}
     earlier = max(0.0, record["train_seconds"] - (time.perf_counter() - started))
-    rows, questions, finite = evaluate_job(model.eval(), tokenizer, recipe, sources, domains, shots=spec["shots"])
+    rows, questions, finite = evaluate_job(
+        model.eval(), tokenizer, recipe, sources, asked, domains, shots=spec["shots"]
+    )
     return Outcome(
         rows,
         questions,
@@ -164,6 +165,7 @@ def evaluate_job(
     tokenizer: Any,
     recipe: Recipe,
     sources: Sequence[DataSource],
+    asked: Sequence[list[Example]],
     domains: dict[str, int],
     *,
     shots: int = 0,
@@ -173,6 +175,7 @@ def evaluate_job(
     Args:
         model: in evaluation mode; one that is no ICLM has the one module "mixture".
         sources: generated problems or files; their domains are those of the training where they share a name.
+        asked: the examples of each.
         shots: solved training examples of the same domain before each question.
 
     Returns:
@@ -190,9 +193,8 @@ def evaluate_job(
     rows: list[dict[str, Any]] = []
     questions = []
     finite = True
-    for number, source in enumerate(sources):
-        asked = read_source(source)
-        found = with_shots(asked, demonstrations, shots, recipe.seed) if shots else asked
+    for number, own in enumerate(asked):
+        found = with_shots(own, demonstrations, shots, recipe.seed) if shots else own
         examples = encode(found, tokenizer, domains=domains, max_tokens=context_length(model))
         names = [name for name in modules if name != "oracle" or _known(examples)]
         pad = tokenizer.pad_token_id
@@ -200,8 +202,8 @@ def evaluate_job(
             score_plain(model, examples, pad=pad) if ours is None else score(ours, examples, modules=names, pad=pad)
         )
         finite = finite and scores.finite
-        fixed = about(number, sources, asked, recipe.data.train)
-        questions.append(kinds_of(asked))
+        fixed = about(number, sources, own, recipe.data.train)
+        questions.append(kinds_of(own))
         if len(scores.routes) and (scores.routes >= 0).all():
             fixed["routes"] = np.bincount(scores.routes, minlength=model.config.num_domains).tolist()
         for result in evaluate_choices(scores, examples):

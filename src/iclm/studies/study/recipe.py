@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from iclm.data.loading import overlap, source_name, trained_on
+from iclm.data.loading import overlap, refuse_trained
 from iclm.errors import ConfigurationError
 from iclm.evaluation.sides import is_shifted
 from iclm.recipe import (
@@ -317,13 +317,7 @@ class StudyRecipe(Section):
         seeds += [self.search.seed] if self.search is not None else []
         for name, data in self.data.items():
             for part in ("validation", "test"):
-                for number, source in enumerate(getattr(data, part)):
-                    seed = trained_on(source, data.train, seeds)
-                    if seed is not None:
-                        raise ValueError(
-                            f"data.{name}.{part}.{number} ({source_name(source)}) asks problems that are trained on with seed "
-                            f"{seed}; give another split, or a seed that is none of the grid and the search"
-                        )
+                refuse_trained(f"data.{name}.{part}", getattr(data, part), data.train, seeds, "the grid and the search")
         return self
 
 
