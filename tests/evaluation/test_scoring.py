@@ -10,7 +10,7 @@ from iclm.data.acre import generate
 from iclm.data.collation import EncodedExample, encode
 from iclm.data.example import Example, Message
 from iclm.errors import ConfigurationError, DataError
-from iclm.evaluation.scoring import Scores, chains, score, score_plain, shared_start
+from iclm.evaluation.scoring import Scores, chains, rescored, score, score_plain, shared_start
 from iclm.model.modules import LoRABank
 
 ROUTES = ("route_0", "route_1", "route_2")
@@ -397,3 +397,15 @@ def test_a_mean_is_the_sum_over_the_number_of_tokens(llama):
                 assert mean.tolist() == pytest.approx(
                     [value / n for value, n in zip(total, lengths, strict=True)], abs=1e-5
                 )
+
+
+def test_the_same_questions_scored_in_another_way_are_not_asked_again(llama):
+    items = [*CASES["several-chains"], *CASES["group-of-several-chains"]]
+    means = [replace(one, example=replace(one.example, per_token=True)) for one in items]
+    sums, found = (score(llama, given, modules=ALL) for given in (items, means))
+    for first, asked, second, given in ((sums, items, found, means), (found, means, sums, items)):
+        again = rescored(first, asked, given)
+        assert again.routes.tolist() == second.routes.tolist() and again.finite
+        for module in ALL:
+            for one, other in zip(again.choices[module], second.choices[module], strict=True):
+                assert one.tolist() == pytest.approx(other.tolist(), rel=1e-6)

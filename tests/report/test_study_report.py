@@ -174,6 +174,19 @@ def test_strict_tables_have_their_own_names(make_collected):
     assert names == [*kinds, "acre/cost", "paper"]
 
 
+def test_tables_and_plots_of_means_have_their_own_names(make_collected, tmp_path):
+    found = make_collected({"lora": {"mixture": 0.5}, "iclm": {"mixture": 0.5}}, strict=True)
+    for job in found.jobs:
+        for row in job.rows:
+            row["score"] = "mean" if row["format"] == "text" else "sum"
+    summary = summarise(found, resamples=FAST)
+    named = {grid.name: grid.title for grid in grids(summary)}
+    assert {"acre/strict/accuracy", "acre/strict/mean/accuracy"} <= set(named)
+    assert named["acre/strict/mean/accuracy"].endswith("acre, strictly rendered, choices by the mean of their tokens")
+    drawn = {path.name for path in write_report(found, summary, tmp_path / "out")}
+    assert {"accuracy-acre-strict.png", "accuracy-acre-strict-mean.png"} <= drawn
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 FILES = [

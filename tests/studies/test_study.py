@@ -10,6 +10,7 @@ import yaml
 
 from iclm.data.loading import read_source
 from iclm.errors import ConfigurationError
+from iclm.evaluation.scoring import score
 from iclm.recipe import DataSource
 from iclm.report.study_tables import not_run_line
 from iclm.studies.study import grid, job, runner
@@ -358,6 +359,24 @@ def test_shots_are_solved_training_examples_of_the_same_domain(values):
         job.with_shots(test, train, 4, seed=0)
 
 
+def test_panels_are_asked_for_once_however_many_ways_they_are_scored(values, tmp_path, monkeypatch):
+    panels = {"raven": "center_single", "format": "text", "ask": "panel", "split": "test", "problems": 3}
+    tests = [panels, {**panels, "raven": "distribute_four"}, {**panels, "score": "mean"}]
+    spec = next(j for j in grid.jobs_of(study_of(values), {}) if j.method == "iclm").spec
+    spec["evaluate"] = [DataSource.model_validate(source).model_dump(mode="json") for source in tests]
+    asked = []
+    monkeypatch.setattr(job, "score", lambda *a, **k: asked.append(len(a[1])) or score(*a, **k))
+    (tmp_path / job.SPEC).write_text(json.dumps(spec))
+    job.run_job(tmp_path)
+    rows = runner.read_rows(tmp_path)
+    assert asked == [3, 3]
+    assert [(row["source"], row["score"]) for row in rows if row["module"] == "mixture"] == [
+        (0, "sum"),
+        (1, "sum"),
+        (2, "mean"),
+    ]
+
+
 LETTERS = [{"raven": "center_single", "problems": 2, "format": "text"}]
 ACRE = {"acre": "IID", "problems": 2, "format": "text"}
 PANELS = [{**LETTERS[0], "ask": "panel"}]
@@ -560,7 +579,7 @@ def test_variants_of_a_distribution_are_told_apart_in_its_name_where_there_are_s
         return DataSource.model_validate({"raven": "left_right", "problems": 2, "format": "text", **values})
 
     assert names_of_tests([raven(), raven(answers="fair")]) == ["RAVEN left_right, iraven", "RAVEN left_right, fair"]
-    assert names_of_tests([raven(), raven(score="mean")])[1] == "RAVEN left_right, mean of tokens"
+    assert names_of_tests([raven(), raven(score="mean")]) == ["RAVEN left_right"] * 2  # never in one table
     assert names_of_tests([raven(), raven(split="test")]) == ["RAVEN left_right, train", "RAVEN left_right, test"]
     questions = [DataSource(corr2cause="official", problems=4, balanced=balanced) for balanced in (True, False)]
     assert names_of_tests(questions[:1]) == ["CORR2CAUSE official"]

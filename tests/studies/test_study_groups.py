@@ -164,6 +164,20 @@ def test_strict_and_published_questions_never_pool(make_collected):
     assert pooled == [(strict, name, 48) for strict in (False, True) for name in (IN, OUT, "ACRE IID", "ACRE Sys")]
 
 
+def test_questions_scored_by_sums_and_by_means_never_pool(make_collected):
+    found = make_collected({"lora": {"mixture": 0.5}})
+    for job in found.jobs:
+        for row in job.rows:
+            row["score"] = "mean" if row["format"] == "text" else "sum"
+    summary = summarise(found, resamples=FAST)
+    pooled = [(g["score"], g["group"], g["n"]) for g in summary["groups"] if g["kind"] is None and g["format"] is None]
+    assert pooled == [(score, name, 48) for score in ("sum", "mean") for name in (IN, OUT, "ACRE IID", "ACRE Sys")]
+    for job in found.jobs:  # rows had no score when there was one
+        for row in job.rows:
+            del row["score"]
+    assert {g["score"] for g in summarise(found, resamples=FAST)["groups"]} == {"sum"}
+
+
 def test_a_module_that_answered_only_some_sources_has_no_figure_there(make_collected):
     found = make_collected({"lora": {"mixture": 0.5}, "iclm": {"mixture": 0.5, "oracle": 0.5}})
     for job in found.jobs:

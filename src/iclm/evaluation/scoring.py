@@ -15,7 +15,7 @@ R = B * (1 + active) rows; whatever else is asked for gets a row for each module
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -261,7 +261,30 @@ def _read_choices(table: torch.Tensor, items: list[_Item], starts: list[int], fo
         for choice in item.chain.choices:
             tokens = torch.tensor(item.example.choices[choice], device=table.device)
             each = rows[: len(tokens)].gather(1, tokens[:, None])
-            found[item.number][choice] = float(each.mean() if item.example.example.per_token else each.sum())
+            found[item.number][choice] = float(each.sum()) / _divisor(item.example, choice)
+
+
+def _divisor(item: EncodedExample, choice: int) -> int:
+    """What the sum over a choice's tokens is divided by."""
+    return len(item.choices[choice]) if item.example.per_token else 1
+
+
+def rescored(scores: Scores, asked: Sequence[EncodedExample], examples: Sequence[EncodedExample]) -> Scores:
+    """Scores of the same questions where their choices are scored in another way (`Example.per_token`); asks nothing again.
+
+    Args:
+        scores: of `asked`.
+        examples: the same questions in the same order.
+    """
+    factors = [
+        np.array([_divisor(old, choice) / _divisor(new, choice) for choice in range(len(new.choices))])
+        for old, new in zip(asked, examples, strict=True)
+    ]
+    choices = {
+        module: [values * factor for values, factor in zip(found, factors, strict=True)]
+        for module, found in scores.choices.items()
+    }
+    return replace(scores, choices=choices)
 
 
 def require_domains(examples: Sequence[EncodedExample], num_domains: int) -> None:

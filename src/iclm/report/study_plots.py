@@ -4,7 +4,8 @@
     scatter-DATA.png      accuracy out of distribution by accuracy in distribution, a point a method
     ablations-DATA.png    what each ablation costs: its accuracy minus that of what it is an ablation of
 
-DATA is the name of the data set, with -strict where the questions are strictly rendered.
+DATA is the name of the data set, with -strict where the questions are strictly rendered, -mean where choices are scored by the mean
+of their tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from iclm.report.plots import COLOURS, DOTS_PER_INCH, MARKS, empty_figure, short
+from iclm.report.study_tables import names_of, way_of, ways_of_asking
 from iclm.studies.study.groups import AGAINST_WHOLE, IN, MAIN, OUT
 
 
@@ -28,13 +30,13 @@ def write_plots(summary: dict[str, Any], folder: Path) -> list[Path]:
         The files written.
     """
     written = []
-    for data, strict in dict.fromkeys((group["data"], group["strict"]) for group in summary["groups"]):
+    for way in ways_of_asking(summary):
         part = {
-            key: [entry for entry in summary[key] if (entry["data"], entry["strict"]) == (data, strict)]
+            key: [entry for entry in summary[key] if way_of(entry) == way]
             for key in ("groups", "figures", "comparisons")
         }
-        title = f"{data}, strictly rendered" if strict else data
-        name = re.sub(r"[^\w.-]", "_", data) + ("-strict" if strict else "")
+        name, title = names_of(way)
+        name = re.sub(r"[^\w.-]", "_", way[0]) + name.removeprefix(way[0]).replace("/", "-")
         drawn = {"accuracy": plot_accuracy, "scatter": plot_scatter, "ablations": plot_ablations}
         for kind, draw in drawn.items():
             figure = draw(part, title)

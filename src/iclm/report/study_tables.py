@@ -15,7 +15,8 @@
     paper               the paper's own figures beside those of the study
     setup, not-run      a line of text each
 
-Tables of strictly rendered questions are named DATA/strict/accuracy and so on. An accuracy is the mean over seeds with its 95%
+Tables of strictly rendered questions are named DATA/strict/accuracy and so on, those of questions whose choices are scored by the
+mean of their tokens' log-likelihoods DATA/mean/accuracy. An accuracy is the mean over seeds with its 95%
 interval; of one seed there is no interval.
 """
 
@@ -118,20 +119,39 @@ def _numbers(values: Iterable[int]) -> str:
     return ", ".join(f"{value:,}" for value in values)
 
 
+def way_of(entry: dict[str, Any]) -> tuple[str, bool, str]:
+    """Of which data set an entry of a summary is, whether strictly rendered, and how choices are scored."""
+    return entry["data"], entry["strict"], entry["score"]
+
+
+def ways_of_asking(summary: dict[str, Any]) -> list[tuple[str, bool, str]]:
+    """Every data set in each way in which its questions are asked; figures of two of them are never pooled."""
+    return list(dict.fromkeys(map(way_of, summary["groups"])))
+
+
+def names_of(way: tuple[str, bool, str]) -> tuple[str, str]:
+    """How names of tables begin, for instance "acre/strict", and what titles say."""
+    data, strict, score = way
+    name, title = data, data
+    if strict:
+        name, title = f"{name}/strict", f"{title}, strictly rendered"
+    if score == "mean":
+        name, title = f"{name}/mean", f"{title}, choices by the mean of their tokens"
+    return name, title
+
+
 # -- one data set ------------------------------------------------------------------------------------------------------
 
 
 class _Part:
-    """What a summary says of one data set, as published or strictly rendered."""
+    """What a summary says of one data set in one way of asking (`ways_of_asking`)."""
 
-    def __init__(self, summary: dict[str, Any], data: str, strict: bool) -> None:
-        self.summary, self.data = summary, data
-        self.name = f"{data}/strict" if strict else data
-        self.title = f"{data}, strictly rendered" if strict else data
-        self.reference = summary["references"][data]
+    def __init__(self, summary: dict[str, Any], way: tuple[str, bool, str]) -> None:
+        self.summary, self.data = summary, way[0]
+        self.name, self.title = names_of(way)
+        self.reference = summary["references"][self.data]
         self.groups, self.figures, self.comparisons = (
-            [entry for entry in summary[key] if (entry["data"], entry["strict"]) == (data, strict)]
-            for key in ("groups", "figures", "comparisons")
+            [entry for entry in summary[key] if way_of(entry) == way] for key in ("groups", "figures", "comparisons")
         )
         self.by_key = {
             (f["group"], f["format"], f["kind"], f["method"], f["module"]): f for f in self.figures
@@ -381,10 +401,7 @@ def grids(summary: dict[str, Any]) -> list[Grid]:
     Args:
         summary: what `iclm.studies.study.groups.summarise` found.
     """
-    parts = [
-        _Part(summary, data, strict)
-        for data, strict in dict.fromkeys((group["data"], group["strict"]) for group in summary["groups"])
-    ]
+    parts = [_Part(summary, way) for way in ways_of_asking(summary)]
     found: list[Grid | None] = []
     for data in summary["references"]:
         for part in parts:

@@ -6,7 +6,8 @@ A group holds the test questions of
     all test sets in distribution, all out of distribution
     each of these (in all formats) of one kind of question, such as indirect
 
-always either as published or strictly rendered, never both. Of each group there are
+always either as published or strictly rendered, and with choices scored in one way (by the sum or the mean of their tokens), never
+both. Of each group there are
 
     figures        accuracy of every method and module, mean over seeds with interval
     comparisons    paired differences with interval and p-value: every method against the reference, an ablation against what it
@@ -63,11 +64,12 @@ class Group:
 
 @dataclass
 class DataResults:
-    """The reports on one data set, either as published or strictly rendered.
+    """The reports on one data set, either as published or strictly rendered, with choices scored in one way.
 
     Attributes:
         data: its name.
         strict: whether its questions are strictly rendered.
+        score: how their choices are scored, sum or mean.
         jobs: the reports.
         sources: a row of each test source, by its number.
         answers: right answers, bool [questions], by method, module, seed (None where a method depends on none) and source.
@@ -76,6 +78,7 @@ class DataResults:
 
     data: str
     strict: bool
+    score: str
     jobs: list[FinishedJob]
     sources: dict[int, dict[str, Any]] = field(default_factory=dict)
     answers: dict[tuple[str, str, int | None, int], np.ndarray] = field(default_factory=dict)
@@ -85,7 +88,7 @@ class DataResults:
     def __post_init__(self) -> None:
         for job in self.jobs:
             for row in job.rows:
-                if row["strict"] != self.strict:
+                if variant_of(row) != (self.strict, self.score):
                     continue
                 first = self.sources.setdefault(row["source"], row)
                 for name in ("test_set", "format", "shifted", "n", "problems"):
@@ -232,13 +235,19 @@ def routed_module(row: dict[str, Any]) -> str | None:
     return f"domain_{chosen[0]}" if len(chosen) == 1 else None
 
 
+def variant_of(row: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the questions of a row are strictly rendered, and how their choices are scored."""
+    return row["strict"], row.get("score", "sum")  # rows had no score when there was one
+
+
 def by_data(found: Collected) -> list[DataResults]:
-    """The reports of each data set, those as published before those strictly rendered."""
+    """The reports of each data set: those as published before those strictly rendered, sums of tokens before means."""
     results = []
     for data in dict.fromkeys(job.line["data"] for job in found.reports):
         jobs = [job for job in found.reports if job.line["data"] == data]
-        for strict in sorted({row["strict"] for job in jobs for row in job.rows}):
-            results.append(DataResults(data, strict, jobs))
+        variants = {variant_of(row) for job in jobs for row in job.rows}
+        for strict, score in sorted(variants, key=lambda variant: (variant[0], variant[1] != "sum")):
+            results.append(DataResults(data, strict, score, jobs))
     return results
 
 
@@ -270,7 +279,7 @@ def summarise(found: Collected, *, reference: str | None = None, resamples: int 
     questions_of(found.reports)
     for results in by_data(found):
         against = reference or next((job.line["reference"] for job in results.jobs if job.line["reference"]), None)
-        head = {"data": results.data, "strict": results.strict}
+        head = {"data": results.data, "strict": results.strict, "score": results.score}
         summary["references"][results.data] = against
         for group in results.groups:
             summary["groups"].append({**head, **group.label, **_about(results, group)})

@@ -38,7 +38,7 @@ from iclm.data.loading import domain_numbers, read_source, read_sources
 from iclm.errors import CheckpointError, ConfigurationError, ICLMError
 from iclm.evaluation.evaluate import evaluate_choices
 from iclm.evaluation.runs import FINISHED, context_length, load_run
-from iclm.evaluation.scoring import score, score_plain
+from iclm.evaluation.scoring import Scores, rescored, score, score_plain
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import read_json
 from iclm.recipe import DataSource, Recipe, parse_recipe
@@ -192,15 +192,21 @@ def evaluate_job(
     demonstrations = read_sources(recipe.data.train) if shots else []
     rows: list[dict[str, Any]] = []
     questions = []
+    scored: dict[str, tuple[Scores, list[EncodedExample]]] = {}
     finite = True
     for number, own in enumerate(asked):
         found = with_shots(own, demonstrations, shots, recipe.seed) if shots else own
         examples = encode(found, tokenizer, domains=domains, max_tokens=context_length(model))
         names = [name for name in modules if name != "oracle" or _known(examples)]
         pad = tokenizer.pad_token_id
-        scores = (
-            score_plain(model, examples, pad=pad) if ours is None else score(ours, examples, modules=names, pad=pad)
-        )
+        question = source_key(sources[number])
+        if question in scored:  # they differ in how a choice is scored alone
+            scores = rescored(*scored[question], examples)
+        elif ours is None:
+            scores = score_plain(model, examples, pad=pad)
+        else:
+            scores = score(ours, examples, modules=names, pad=pad)
+        scored[question] = scores, examples
         finite = finite and scores.finite
         fixed = about(number, sources, own, recipe.data.train)
         questions.append(kinds_of(own))
@@ -211,6 +217,11 @@ def evaluate_job(
             counts = {"n": result.overall.n, "correct": result.overall.correct, "by_kind": kinds}
             rows.append({"module": result.module, **fixed, **counts, "answers": bits(result.correct)})
     return rows, questions, finite
+
+
+def source_key(source: DataSource) -> str:
+    """What sources have in common that ask the same questions, however a choice is scored."""
+    return source.model_dump_json(exclude={"score"})
 
 
 def _known(examples: Sequence[EncodedExample]) -> bool:

@@ -58,8 +58,8 @@ def about(
         train: the training sources.
 
     Returns:
-        `source` (its number), `test_set`, `shifted`, `format`, `strict`, `majority` (accuracy of the most frequent answer)
-        and `problems`.
+        `source` (its number), `test_set`, `shifted`, `format`, `strict`, `score` (of a choice), `majority` (accuracy of the most
+        frequent answer) and `problems`.
     """
     source = sources[number]
     return {
@@ -68,6 +68,7 @@ def about(
         "shifted": is_shifted(source, train),
         "format": source.format,
         "strict": source.objects == "strict",
+        "score": source.score,
         "majority": majority_baseline(example.answer for example in found).value,
         "problems": problem_sizes(found),
     }
@@ -143,15 +144,14 @@ def test_names(sources: Sequence[DataSource]) -> list[str]:
 
 
 def _variant(source: DataSource) -> tuple[str, ...]:
-    """What else tells sources of one distribution apart: the split, how choices are scored, and what its kind of problems has."""
-    score = "sum of tokens" if source.score == "sum" else "mean of tokens"
+    """What else tells sources of one distribution apart: the split, and what its kind of problems has."""
     if source.raven is not None:
-        return source.split, score, source.answers
+        return source.split, source.answers
     if source.pvr is not None:
-        return source.split, score, source.shift
+        return source.split, source.shift
     if source.corr2cause is not None:
-        return source.split, score, "balanced" if source.balanced else "unbalanced"
-    return source.split, score
+        return source.split, "balanced" if source.balanced else "unbalanced"
+    return (source.split,)
 
 
 def bits(correct: Sequence[bool]) -> str:
