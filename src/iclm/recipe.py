@@ -152,6 +152,9 @@ class DataSource(Section):
     """What generated PVR problems hold out: it is in no split but holdout."""
     file: Path | None = None
     """An official ACRE JSON file, RAVEN problems as JSON lines, evals JSONL, or a table (CSV, TSV, Parquet, JSON lines) with `columns`."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 that the file has, as lower-case hexadecimal digits: another content is refused. null means whatever it holds; studies and
+    sequences note it of each file, so that jobs are done again where a file has changed."""
     dataset: str | None = None
     """A Hugging Face data set: its name, or a folder that `save_to_disk` left; with `columns`."""
     columns: dict[str, Any] | None = None
@@ -196,6 +199,8 @@ class DataSource(Section):
                 raise ValueError("generated problems need problems (how many)")
             if self.format is not None:
                 raise ValueError("format is for ACRE and RAVEN; CORR2CAUSE and PVR have one rendering, leave it out")
+        if self.sha256 is not None and self.file is None:
+            raise ValueError("sha256 is that of a file, and this source has none")
         splits = SPLITS if self.pvr is not None else SPLITS[:3]
         if self.generated and self.split not in splits:
             raise ValueError(f"split is {self.split!r}; of these problems it is one of {', '.join(splits)}")

@@ -1,5 +1,6 @@
 """Sources of a recipe that are generated: what they hold, what they are called, and which go together."""
 
+import hashlib
 import re
 from typing import get_args
 
@@ -11,12 +12,13 @@ from iclm.data.loading import (
     distribution,
     domain_numbers,
     overlap,
+    pinned,
     read_source,
     read_sources,
     source_name,
     trained_on,
 )
-from iclm.errors import ConfigurationError
+from iclm.errors import ConfigurationError, DataError
 from iclm.recipe import SPLITS, DataSource
 
 
@@ -235,3 +237,19 @@ def test_how_choices_are_scored_is_said_in_the_name_and_in_each_example():
     assert source_name(source(**values)) == "raven-distribute_four-train-text-panel-mean"
     assert all(example.per_token for example in read_source(source(**values)))
     assert not any(example.per_token for example in read_source(source(**{**values, "score": "sum"})))
+
+
+def test_a_file_of_another_content_than_was_noted_is_refused(tmp_path):
+    line = '{"input": [{"role": "user", "content": "1 + 1 ="}], "ideal": "2"}\n'
+    (tmp_path / "x.jsonl").write_text(line)
+    noted = pinned(DataSource(file=tmp_path / "x.jsonl"))
+    assert noted.sha256 == hashlib.sha256(line.encode()).hexdigest() and pinned(noted) is noted
+    assert [example.answer for example in read_source(noted)] == ["2"]
+    (tmp_path / "x.jsonl").write_text(line.replace('"2"', '"3"'))
+    with pytest.raises(DataError, match=rf"x\.jsonl has another content than that whose sha256 is {noted.sha256}"):
+        read_source(noted)
+    assert read_source(DataSource(file=tmp_path / "x.jsonl"))[0].answer == "3"
+    missing = DataSource(file=tmp_path / "y.jsonl")
+    assert pinned(missing) is missing
+    with pytest.raises(ValidationError, match="sha256 is that of a file, and this source has none"):
+        source(raven="center_single", format="text", sha256=noted.sha256)

@@ -74,6 +74,16 @@ def outputs_of(model, examples, pad, number):
     return score(model.eval(), examples, modules=(f"domain_{number}",), pad=pad).choices[f"domain_{number}"]
 
 
+def test_a_sequence_on_a_file_is_another_one_when_the_file_has_changed(values, tmp_path):
+    own = {"train": [{"file": str(tmp_path / "own.jsonl")}], "test": values["tasks"]["words"]["test"]}
+    recipe = ContinualRecipe.model_validate({**values, "tasks": {**values["tasks"], "own": own}})
+    folders = []
+    for content in ("one", "two", "one"):
+        (tmp_path / "own.jsonl").write_text(content)
+        folders.append([job.folder for job in Experiment(recipe, "tiny", tmp_path / "out").standing.jobs])
+    assert folders[0] == folders[2] != folders[1]
+
+
 @pytest.mark.parametrize("guard", ["none", "ewc", "replay", "frozen_after_first"])
 def test_learning_a_task_leaves_earlier_domain_modules_bitwise_the_same(guard, values, tmp_path, assert_same):
     sequence = sequence_of(tmp_path / "job", values, methods={"iclm": {"guard": guard}})

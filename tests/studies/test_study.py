@@ -104,6 +104,31 @@ def test_a_setting_that_was_added_later_leaves_the_jobs_that_do_not_use_it(value
     assert grid.digest(before) != grid.digest(spec)
 
 
+def test_a_job_on_a_file_is_another_job_when_the_file_has_changed(values, tmp_path):
+    line = '{"input": [{"role": "user", "content": "1 + %d ="}], "ideal": "2"}\n'
+    (tmp_path / "other.jsonl").write_text("".join(line % number for number in range(4)))
+    data = {
+        "acre": {**values["data"]["acre"], "test": [{"file": str(tmp_path / "other.jsonl"), "choices": ["1", "2"]}]}
+    }
+    study = study_of(values, data=data, grid=[{"methods": ["base"], "seeds": [0]}])
+    runner.Study(study, tmp_path / "s").run()
+    assert not runner.Study(study, tmp_path / "s").state.waiting
+    (tmp_path / "other.jsonl").rename(tmp_path / "kept.jsonl")
+    assert [done.rows[0]["n"] for done in collect([tmp_path / "s"]).jobs] == [4]  # a report does without the file
+    (tmp_path / "other.jsonl").write_text("".join(line % number for number in range(6)))
+    again = runner.Study(study, tmp_path / "s")
+    assert [found.name for found in again.state.waiting] == ["acre/base"]
+    again.run()
+    found = collect([tmp_path / "s"])
+    assert [done.rows[0]["n"] for done in found.jobs] == [6] and found.left_out == ["acre/base"]
+    noted = load_study(tmp_path / "s" / runner.RECIPE)  # what it was run on is not what lies there now
+    (tmp_path / "kept.jsonl").replace(tmp_path / "other.jsonl")
+    for folder in (tmp_path / "s" / runner.JOBS).iterdir():
+        (folder / job.DONE).unlink()
+    state = runner.Study(noted, tmp_path / "s").run()
+    assert "other.jsonl has another content than that whose sha256" in state.failed["acre/base"]
+
+
 def test_shards_share_all_jobs_among_them(values):
     jobs = grid.jobs_of(study_of(values, grid=[{"methods": ["lora", "iclm"], "seeds": list(range(20))}]), {})
     parts = [{found.name for found in jobs if found.in_shard(part, 3)} for part in (1, 2, 3)]

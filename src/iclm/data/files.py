@@ -7,6 +7,7 @@ disk, and takes the target's name in one step. Whatever goes wrong before that (
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -93,6 +94,15 @@ def open_for_reading(path: str | os.PathLike[str]) -> BinaryIO:
         raise DataError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{os.fspath(path)!r}: not a file name ({error})") from error
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits; raises as `open_for_reading`."""
+    digest = hashlib.sha256()
+    with open_for_reading(path) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from iclm.data import acre, corr2cause, pvr, raven
 from iclm.data.collation import EncodedExample, Pack, encode, training_packs
 from iclm.data.example import Example
-from iclm.data.files import open_for_reading
+from iclm.data.files import open_for_reading, sha256_of
 from iclm.data.sources import ColumnMapping, read_examples
 from iclm.errors import ConfigurationError, DataError
 from iclm.recipe import DataSource
@@ -34,6 +34,11 @@ def read_source(source: DataSource) -> list[Example]:
 def _read(source: DataSource) -> list[Example]:
     """The examples of a source that is a file or a data set."""
     place: Path | str = source.file if source.file is not None else str(source.dataset)
+    if source.file is not None and source.sha256 not in (None, sha256_of(source.file)):
+        raise DataError(
+            f"{place} has another content than that whose sha256 is {source.sha256}: it has changed since that was noted, or is "
+            "another file"
+        )
     kind = problem_kind(source.file) if source.file is not None and source.columns is None else None
     if source.ask == "panel" and kind != "RAVEN":
         raise ConfigurationError(f"{place} holds no RAVEN problems; ask: panel is for those, leave it out")
@@ -61,6 +66,16 @@ def _read(source: DataSource) -> list[Example]:
         name = place.stem if isinstance(place, Path) else place
         found = [example if example.domain is not None else replace(example, domain=name) for example in rows]
     return found
+
+
+def pinned(source: DataSource) -> DataSource:
+    """The source with the SHA-256 of its file noted; as it is where that is noted, there is no file, or it cannot be read."""
+    if source.file is None or source.sha256 is not None:
+        return source
+    try:
+        return source.model_copy(update={"sha256": sha256_of(source.file)})
+    except DataError:
+        return source  # who reads it says what is wrong
 
 
 def _generated(source: DataSource) -> list[Example]:

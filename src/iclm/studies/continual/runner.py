@@ -19,7 +19,7 @@ import yaml
 from iclm.data.files import atomic_write
 from iclm.errors import ConfigurationError
 from iclm.model.checkpoint import read_json
-from iclm.studies.continual.recipe import ContinualRecipe, load_continual, only_read
+from iclm.studies.continual.recipe import ContinualRecipe, load_continual, only_read, with_pinned_files
 from iclm.studies.study.executors import LocalExecutor
 from iclm.studies.study.grid import digest
 from iclm.studies.study.job import DONE, SPEC
@@ -112,7 +112,8 @@ class Experiment:
     """
 
     def __init__(self, recipe: ContinualRecipe, sequence: str, out: Path, only: Sequence[str] = ()) -> None:
-        self.recipe, self.out = recipe, out
+        self.recipe = recipe = with_pinned_files(recipe)
+        self.out = out
         if out.exists() and not out.is_dir():
             raise ConfigurationError(f"{out} is a file; --out names a folder")
         if out.is_dir() and any(out.iterdir()) and not (out / RECIPE).is_file() and not (out / JOBS).is_dir():

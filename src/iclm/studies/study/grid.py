@@ -28,7 +28,7 @@ from iclm.studies.study.recipe import UNTRAINED, Method, Range, StudyRecipe, XLo
 
 FORMAT = 1  # of a job's object; another number makes other ids
 # settings that jobs of this format did not have at first, with the value that they meant
-ADDED = {"ask": "letter", "chat": False, "score": "sum", "ewc": None, "replay": None}
+ADDED = {"ask": "letter", "chat": False, "score": "sum", "sha256": None, "ewc": None, "replay": None}
 
 
 @dataclass(frozen=True)

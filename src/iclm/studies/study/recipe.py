@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from iclm.data.loading import overlap, refuse_trained
+from iclm.data.loading import overlap, pinned, refuse_trained
 from iclm.errors import ConfigurationError
 from iclm.evaluation.sides import is_shifted
 from iclm.recipe import (
@@ -338,6 +338,17 @@ def load_study(path: str | Path) -> StudyRecipe:
             if source.file is not None:
                 source.file = resolve(path, source.file)
     return study
+
+
+def with_pinned_files(study: StudyRecipe) -> StudyRecipe:
+    """The recipe with the SHA-256 of every file noted, so that a job on a file that changes is another job."""
+    data = {
+        name: part.model_copy(
+            update={field: [*map(pinned, getattr(part, field))] for field in ("train", "validation", "test")}
+        )
+        for name, part in study.data.items()
+    }
+    return study.model_copy(update={"data": data})
 
 
 def check_xlora(recipe: Recipe, xlora: XLora, where: str) -> None:

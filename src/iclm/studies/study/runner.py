@@ -26,7 +26,7 @@ from iclm.model.checkpoint import read_json
 from iclm.studies.study.executors import Executor, LocalExecutor
 from iclm.studies.study.grid import Job, jobs_of
 from iclm.studies.study.job import DONE, ROWS, SPEC
-from iclm.studies.study.recipe import StudyRecipe, load_study
+from iclm.studies.study.recipe import StudyRecipe, load_study, with_pinned_files
 
 RECIPE, JOBS = "study.yaml", "jobs"
 _MOST_AT_ONCE = 1000
@@ -90,7 +90,7 @@ class Study:
     def __init__(
         self, recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (1, 1), only: Sequence[str] = ()
     ) -> None:
-        self.recipe, self.out, self.shard, self.only = recipe, out, shard, tuple(only)
+        self.recipe, self.out, self.shard, self.only = with_pinned_files(recipe), out, shard, tuple(only)
         part, parts = shard
         if not 1 <= part <= parts:
             raise ConfigurationError(f"shard is {part}/{parts}; the first of four is 1/4, the last 4/4")
