@@ -102,14 +102,16 @@ def test_the_table_of_panels_by_their_figures_is_what_the_study_found():
         for problem, right in zip(problems, from_bits(row["answers"], row["n"]), strict=True):
             figures = [sum(map(len, panel)) for panel in problem.panels[8:]]
             fewest, alike = figures[problem.target] == min(figures), len(set(figures)) == 1
-            column = counts.setdefault(row["method"], {}).setdefault(2 if alike else 0 if fewest else 1, [0, 0])
+            name = f"{row['method']}, {row['score']}"
+            column = counts.setdefault(name, {}).setdefault(2 if alike else 0 if fewest else 1, [0, 0])
             column[0] += bool(right)
             column[1] += 1
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     block = text.partition("<!-- results: results/study/results.jsonl -->\n")[2].partition("<!-- /results -->")[0]
     shown = [cells(line) for line in block.splitlines()[2:]]
+    methods = ("base", "lora", "iclm", "iclm-no-mi", "lora-wide")
     assert [row[0] for row in shown] == [
-        name for name in ("base", "lora", "iclm", "iclm-no-mi", "lora-wide") if name in counts
+        name for name in (f"{method}, {score}" for method in methods for score in ("sum", "mean")) if name in counts
     ]
     assert shown == [[name, *("{} of {}".format(*counts[name][column]) for column in range(3))] for name, *_ in shown]
 
