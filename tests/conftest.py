@@ -230,13 +230,14 @@ def parameters_of():
 def make_collected():
     """Finished jobs made by hand: `make_collected({"lora": {"mixture": 0.5}, ...}, seeds=(0, 1, 2))`.
 
-    ACRE IID and Sys in two formats, so many problems of four questions each, one of every kind. A number is the accuracy of a
+    ACRE IID and Sys in two formats, so many problems of four questions each, one of every kind; of every second problem the
+    indirect one needs exclusion. A number is the accuracy of a
     module; a list of them one for each kind. `lines` changes what the jobs of a method say of themselves.
     """
     import numpy as np
 
     from iclm.studies.study.results import Collected, FinishedJob
-    from iclm.studies.study.rows import bits
+    from iclm.studies.study.rows import BY_EXCLUSION, bits
 
     kinds = ("direct", "indirect", "potential", "screen_off")
     sources = [(regime, form) for regime in ("IID", "Sys") for form in ("symbolic", "text")]
@@ -248,6 +249,7 @@ def make_collected():
             for regime, form in sources
         ]
         marks = {kind: bits([i % 4 == at for i in range(n)]) for at, kind in enumerate(kinds)}
+        marks[BY_EXCLUSION] = bits([i % 8 == 1 for i in range(n)])
         jobs = []
         for seed in seeds:
             for number, (method, modules) in enumerate(methods.items()):

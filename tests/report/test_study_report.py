@@ -71,7 +71,13 @@ def test_the_main_table_has_methods_cheap_strategies_and_the_indirect_questions(
     assert indirect["iclm"] == share(figure(summary, "iclm", "mixture", kind="indirect"))
 
 
-def test_whoever_answers_indirect_and_potential_questions_alike_tells_nothing_apart(make_collected):
+def told_apart(found, form):
+    (table,) = [g for g in grids(summarise(found, resamples=FAST)) if g.name == "acre/inference"]
+    rows = column(table, f"{OUT}: told apart")
+    return table, {name.partition(", ")[0]: cell for name, cell in rows.items() if name.endswith(f", {form}")}
+
+
+def test_what_is_told_apart_is_at_least_what_accuracies_add_up_to_above_one(make_collected):
     """Accuracies by kind: direct, indirect, potential, screen_off."""
     methods = {
         "lora": {"mixture": [1.0, 0.0, 1.0, 1.0]},  # the shallow rule
@@ -79,16 +85,32 @@ def test_whoever_answers_indirect_and_potential_questions_alike_tells_nothing_ap
         "infers": {"mixture": [1.0, 1.0, 1.0, 1.0]},
         "off": {"mixture": [1.0, 0.0, 0.0, 1.0]},
     }
-    (table,) = [g for g in grids(summarise(make_collected(methods), resamples=FAST)) if g.name == "acre/inference"]
-    told = column(table, f"{OUT}, told apart")
+    table, told = told_apart(make_collected(methods), "text")
     assert told == {
-        "lora": "0.000 [+0.000 +0.000]",
-        "on": "0.000 [+0.000 +0.000]",
-        "infers": "+1.000 [+1.000 +1.000]",
-        "off": "-1.000 [-1.000 -1.000]",
+        "lora": "≥ 0.000 [+0.000 +0.000]",
+        "on": "≥ 0.000 [+0.000 +0.000]",
+        "infers": "≥ +1.000 [+1.000 +1.000]",
+        "off": "≥ -1.000 [-1.000 -1.000]",
     }
-    parts = [column(table, f"{OUT}, {kind}")["on"] for kind in ("indirect", "potential")]
+    kinds = ("on, by exclusion", "undetermined, potential")
+    parts = [column(table, f"{OUT}: {kind}")["on, symbolic"] for kind in kinds]
     assert parts == ["1.000 [1.000 1.000]", "0.000 [0.000 0.000]"]
+
+
+def test_what_is_told_apart_is_known_where_rows_say_what_was_answered(make_collected):
+    """Choices by kind: 0 off, 1 undetermined, 2 on."""
+    found = make_collected({"off": {"mixture": [1.0, 1.0, 0.0, 1.0]}, "on": {"mixture": [1.0, 1.0, 0.0, 1.0]}})
+    for job in found.jobs:
+        for row in job.rows:
+            wrong = "0" if row["method"] == "off" else "2"
+            row["given"] = f"22{wrong}0" * 12
+    assert told_apart(found, "text")[1] == {"off": "+1.000 [+1.000 +1.000]", "on": "0.000 [+0.000 +0.000]"}
+    found.jobs[0].rows[0].pop("given")  # of symbols out of distribution all rows still say
+    assert set(told_apart(found, "symbolic")[1].values()) == {"+1.000 [+1.000 +1.000]", "0.000 [+0.000 +0.000]"}
+    for row in found.jobs[0].rows:
+        row.pop("given", None)
+    assert found.jobs[0].line["method"] == "off"
+    assert told_apart(found, "text")[1] == {"off": "≥ 0.000 [+0.000 +0.000]", "on": "0.000 [+0.000 +0.000]"}
 
 
 def test_test_sets_have_columns_where_there_are_several(make_collected):

@@ -42,13 +42,19 @@ def test_a_figure_is_right_answers_by_questions_of_each_seed(collected, summary)
 
 def test_the_groups_are_pools_test_sets_formats_and_kinds(summary):
     found = [(g["group"], g["format"], g["kind"], g["n"], g["problems"], g["shifted"]) for g in summary["groups"]]
-    kinds = ("direct", "indirect", "potential", "screen_off")
+    kinds = ("direct", "indirect", "indirect by exclusion", "potential", "screen_off")
+    forms = ("symbolic", "text")
+    asked = dict.fromkeys(kinds, (24, 12)) | {"indirect by exclusion": (12, 6)}
     expected = []
     for name, shifted in ((IN, False), (OUT, True), ("ACRE IID", False), ("ACRE Sys", True)):
         expected.append((name, None, None, 96, 12, shifted))
         if name.startswith("ACRE"):
-            expected += [(name, form, None, 48, 12, shifted) for form in ("symbolic", "text")]
-        expected += [(name, None, kind, 24, 12, shifted) for kind in kinds]
+            expected += [(name, form, None, 48, 12, shifted) for form in forms]
+        expected += [(name, None, kind, *asked[kind], shifted) for kind in kinds]
+        if not name.startswith("ACRE"):
+            expected += [
+                (name, form, kind, n // 2, problems, shifted) for form in forms for kind, (n, problems) in asked.items()
+            ]
     assert found == expected
 
 
@@ -213,7 +219,7 @@ def test_another_reference_can_be_asked_for(collected):
 
 def test_without_the_reference_nothing_is_compared_with_it(make_collected):
     found = summarise(make_collected({"iclm": {"mixture": 0.5}}), resamples=FAST)
-    assert found["comparisons"] == [] and len(found["figures"]) == 24
+    assert found["comparisons"] == [] and len(found["figures"]) == len(found["groups"])
 
 
 def test_nothing_done_is_nothing_to_report():

@@ -3,11 +3,11 @@
 import pytest
 
 from iclm.data import Example, Message, acre
-from iclm.data.audit.strategies import BY_NAME, STRATEGIES, ShallowRule
+from iclm.data.audit.strategies import BY_NAME, STRATEGIES, ContainmentRule, ShallowRule, needs_exclusion
 from iclm.data.loading import read_source
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource, parse_recipe
-from iclm.studies.study.rows import from_bits
+from iclm.studies.study.rows import from_bits, from_given, given_of, kinds_of
 from iclm.studies.study.strategy import run_strategy
 
 
@@ -33,8 +33,42 @@ def test_the_shallow_rule_misses_what_is_indirect_and_nothing_else(regime, form,
     assert 0.8 < share < 0.95
 
 
-def test_the_shallow_rule_is_no_strategy_of_the_audit_but_can_be_named():
+@pytest.mark.parametrize("objects", ["official", "strict"])
+@pytest.mark.parametrize("form", ["symbolic", "text"])
+@pytest.mark.parametrize("regime", ["IID", "Comp", "Sys"])
+def test_the_containment_rule_misses_what_needs_exclusion_and_nothing_else(regime, form, objects):
+    problems = list(acre.generate(regime, "test", 60, 3))
+    found = [e for p in problems for e in acre.examples(p, form, objects)]
+    lit = [[set(trial.objects) for trial in p.trials if trial.is_on] for p in problems]
+    excludes = [  # of the object ids themselves
+        query.label == acre.ON and not any(trial <= set(query.objects) for trial in trials)
+        for p, trials in zip(problems, lit, strict=True)
+        for query in p.queries
+    ]
+    assert needs_exclusion(found) == excludes
+    missed = [e.kind == "indirect" and n for e, n in zip(found, excludes, strict=True)]
+    assert missed == excludes and 0 < sum(excludes) < sum(e.kind == "indirect" for e in found)
+    rule = BY_NAME["containment rule"]()
+    rule.fit([])
+    right = [said == (e.answer,) for e, said in zip(found, rule.predict(found), strict=True)]
+    assert right == [not n for n in excludes]
+    marks = kinds_of(found)
+    assert from_bits(marks["indirect by exclusion"], len(found)).tolist() == excludes
+
+
+def test_what_is_no_question_of_acre_needs_no_exclusion():
+    found = read_source(DataSource.model_validate({"raven": "left_right", "problems": 2, "format": "text"}))
+    assert not any(needs_exclusion(found)) and "indirect by exclusion" not in kinds_of(found)
+
+
+def test_choices_that_were_taken_are_written_in_a_digit_each():
+    assert given_of([0, 2, 35, -1]) == "02z-" and from_given("02z-").tolist() == [0, 2, 35, -1]
+    assert given_of([36]) is None and given_of([]) == ""
+
+
+def test_the_rules_are_no_strategies_of_the_audit_but_can_be_named():
     assert ShallowRule not in STRATEGIES and BY_NAME["shallow rule"] is ShallowRule
+    assert ContainmentRule not in STRATEGIES and BY_NAME["containment rule"] is ContainmentRule
 
 
 def test_the_shortest_choices_are_equally_likely():

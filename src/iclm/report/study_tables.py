@@ -3,7 +3,7 @@
     DATA/accuracy       methods × groups of test questions, with the cheap strategies and the most frequent answer as rows
     DATA/formats        the same by test set and format
     DATA/kinds          the same by kind of question
-    DATA/inference      of ACRE, whether questions that need an inference are told from those that nothing settles
+    DATA/inference      of ACRE, whether questions that need exclusion are told from those that nothing settles, by format
     DATA/modules        each module of a method alone, and its mixture with oracle routing
     DATA/comparisons    every method against the reference
     DATA/ablations      ablations against what they are an ablation of
@@ -28,6 +28,7 @@ from typing import Any
 
 from rich.table import Table
 
+from iclm.data.acre.problem import ON
 from iclm.report.paper import FIGURES, SOURCE
 from iclm.studies.study.groups import (
     AGAINST_FURTHER,
@@ -39,11 +40,12 @@ from iclm.studies.study.groups import (
     OUT,
     ROUTED,
 )
+from iclm.studies.study.rows import BY_EXCLUSION, INDIRECT
 from iclm.studies.study.statistics import mean_over_seeds
 
-HARD = "indirect"  # the kind of question that stands beside every overall figure: no shallow rule answers it
+HARD = INDIRECT  # the kind of question that stands beside every overall figure
 OPEN = (
-    "potential"  # of ACRE, what nothing settles: to a rule that makes no inference, indirect questions look like these
+    "potential"  # of ACRE, what nothing settles: to a rule that excludes nothing, what needs exclusion looks like these
 )
 NONE = "–"
 
@@ -171,7 +173,9 @@ class _Part:
         """In and out of distribution, each with its indirect questions, then the test sets that these are made of."""
         found = []
         for pool in (IN, OUT):
-            found += [g for g in self.groups if g["group"] == pool and g["kind"] in (None, HARD)]
+            found += [
+                g for g in self.groups if g["group"] == pool and g["format"] is None and g["kind"] in (None, HARD)
+            ]
         for pool in (IN, OUT):
             whole = [g for g in self.groups if g["group"] == pool and g["kind"] is None]
             names = whole[0]["test_sets"] if whole and len(whole[0]["test_sets"]) > 1 else []
@@ -191,20 +195,26 @@ class _Part:
         return Grid(f"{self.name}/{name}", f"{title}, {self.title}", ["method", *map(_heading, columns)], rows)
 
     def inference_table(self) -> Grid | None:
-        """Indirect questions of ACRE, all of which have the answer on, beside potential ones, all undetermined.
+        """Questions of ACRE that need exclusion, all of which have the answer on, beside potential ones, all undetermined.
 
-        Their accuracies add up to 1 for whoever answers both alike, however readily with on: what is above is inference.
+        Whoever excludes nothing answers on as often to the one as to the other; what is told apart is the difference. It is at least
+        the sum of both accuracies less 1, as what is answered undetermined is not answered on.
         """
-        pools = [name for name in (IN, OUT) if {HARD, OPEN} <= {g["kind"] for g in self.groups if g["group"] == name}]
-        header = ["method", *(f"{name}, {what}" for name in pools for what in (HARD, OPEN, "told apart"))]
+        found = [(g["group"], g["format"]) for g in self.groups if g["kind"] == BY_EXCLUSION]
+        pools = [name for name in (IN, OUT) if any(group == name for group, _ in found)]
+        forms = list(dict.fromkeys(form for group, form in found if group in pools))
+        forms = [form for form in forms if form is not None or len(forms) == 1]
         rows = []
         for method, module in self.methods():
-            cells = []
-            for name in pools:
-                pair = [self.by_key.get((name, None, kind, method, module)) for kind in (HARD, OPEN)]
-                cells += [*map(share, pair), _told_apart(*pair)]
-            rows.append([method, *cells])
-        title = "indirect questions (on) and potential ones (undetermined): accuracy, and its sum less 1"
+            for form in forms:
+                cells = []
+                for name in pools:
+                    pair = [self.by_key.get((name, form, kind, method, module)) for kind in (BY_EXCLUSION, OPEN)]
+                    cells += [*map(share, pair), _told_apart(*pair)]
+                rows.append([method if form is None else f"{method}, {form}", *cells])
+        asked = ("on, by exclusion", "undetermined, potential", "told apart")
+        header = ["method", *(f"{name}: {what}" for name in pools for what in asked)]
+        title = "questions that need exclusion (on) beside potential ones (undetermined)"
         return Grid(f"{self.name}/inference", f"{title}, {self.title}", header, rows) if pools else None
 
     def module_table(self) -> Grid | None:
@@ -235,10 +245,10 @@ class _Part:
     def tables(self) -> Iterator[Grid | None]:
         columns = self.columns()
         yield self.by_method("accuracy", "accuracy", columns, majority=True)
-        formats = [g for g in self.groups if g["format"] is not None]
+        formats = [g for g in self.groups if g["format"] is not None and g["kind"] is None]
         if formats:
             yield self.by_method("formats", "accuracy by format", formats, majority=True)
-        kinds = [g for g in self.groups if g["kind"] is not None and g["group"] in (IN, OUT)]
+        kinds = [g for g in self.groups if g["kind"] is not None and g["format"] is None and g["group"] in (IN, OUT)]
         if kinds:
             yield self.by_method("kinds", "accuracy by kind of question", kinds, majority=False)
         yield self.inference_table()
@@ -254,12 +264,21 @@ class _Part:
 
 
 def _told_apart(hard: dict[str, Any] | None, easy: dict[str, Any] | None) -> str:
-    """What two accuracies of the same seeds are together above 1, with its interval."""
+    """How much more often on was answered where it is right by exclusion than where nothing is settled, with its interval.
+
+    Where the rows do not say what was answered it is at least the sum of both accuracies less 1, which stands there as a bound.
+    """
     if hard is None or easy is None or hard["seeds"] != easy["seeds"]:
         return NONE
-    sums = [one + two - 1 for one, two in zip(hard["values"], easy["values"], strict=True)]
-    found = mean_over_seeds(sums, bounds=(-1.0, 1.0))
-    return signed(found.value) + ("" if found.low is None else f" [{found.low:+.3f} {found.high:+.3f}]")
+    exact = "taken" in hard and "taken" in easy
+    if exact:
+        on = [[row[ON] if len(row) > ON else 0.0 for row in figure["taken"]] for figure in (hard, easy)]
+        values = [one - two for one, two in zip(*on, strict=True)]
+    else:
+        values = [one + two - 1 for one, two in zip(hard["values"], easy["values"], strict=True)]
+    found = mean_over_seeds(values, bounds=(-1.0, 1.0))
+    cell = signed(found.value) + ("" if found.low is None else f" [{found.low:+.3f} {found.high:+.3f}]")
+    return cell if exact else f"≥ {cell}"
 
 
 def _heading(group: dict[str, Any]) -> str:

@@ -4,15 +4,16 @@ A group holds the test questions of
 
     one test set, in all formats and in each format on its own
     all test sets in distribution, all out of distribution
-    each of these (in all formats) of one kind of question, such as indirect
+    each of these (in all formats; the second also in each format) of one kind of question, such as indirect
 
 always either as published or strictly rendered, and with choices scored in one way (by the sum or the mean of their tokens), never
 both. Of each group there are
 
-    figures        accuracy of every method and module, mean over seeds with interval
+    figures        accuracy of every method and module, mean over seeds with interval; of one kind of question also how often each
+                   choice was taken, where all rows say
     comparisons    paired differences with interval and p-value: every method against the reference, an ablation against what it
                    is an ablation of, a method against others that the recipe names, a module (or oracle routing) against the
-                   mixture that it is part of
+                   mixture that it is part of; none of a kind in one format
 
 p-values are corrected (Holm) over the comparisons of one data set, group and question.
 """
@@ -29,7 +30,7 @@ import numpy as np
 
 from iclm.errors import ConfigurationError, DataError
 from iclm.studies.study.results import Collected, FinishedJob, questions_of
-from iclm.studies.study.rows import from_bits, problems_of
+from iclm.studies.study.rows import from_bits, from_given, problems_of
 from iclm.studies.study.statistics import holm, mean_over_seeds, paired_bootstrap
 from iclm.studies.study.strategy import MODULE as STRATEGY
 
@@ -73,6 +74,7 @@ class DataResults:
         jobs: the reports.
         sources: a row of each test source, by its number.
         answers: right answers, bool [questions], by method, module, seed (None where a method depends on none) and source.
+        given: the choice that was taken, int [questions], by the same, where the row says.
         routed: the domain module that all questions of a source were routed to, by method, seed and source.
     """
 
@@ -82,6 +84,7 @@ class DataResults:
     jobs: list[FinishedJob]
     sources: dict[int, dict[str, Any]] = field(default_factory=dict)
     answers: dict[tuple[str, str, int | None, int], np.ndarray] = field(default_factory=dict)
+    given: dict[tuple[str, str, int | None, int], np.ndarray] = field(default_factory=dict)
     routed: dict[tuple[str, int | None, int], str] = field(default_factory=dict)
     _layouts: dict[Group, tuple[list[np.ndarray], np.ndarray]] = field(default_factory=dict)
 
@@ -98,6 +101,8 @@ class DataResults:
                 if right.sum() != row["correct"]:
                     raise DataError(f"{job.name}: a row with {row['correct']} right answers marks {right.sum()}")
                 self.answers[row["method"], row["module"], row["seed"], row["source"]] = right
+                if "given" in row:
+                    self.given[row["method"], row["module"], row["seed"], row["source"]] = from_given(row["given"])
                 if row["module"] == routed_module(row):
                     self.answers[row["method"], ROUTED, row["seed"], row["source"]] = right
                     self.routed[row["method"], row["seed"], row["source"]] = row["module"]
@@ -159,12 +164,15 @@ class DataResults:
             found.append(Group(name, None, None, tuple(numbers)))
             formats = list(dict.fromkeys(self.sources[number]["format"] for number in numbers))
             if len(formats) > 1 and name not in (IN, OUT):
-                for form in formats:
-                    of_form = tuple(number for number in numbers if self.sources[number]["format"] == form)
-                    found.append(Group(name, form, None, of_form))
+                found += [Group(name, form, None, self._of_format(numbers, form)) for form in formats]
             kinds = sorted({kind for number in numbers for kind in self._kinds[number]})
             found += [Group(name, None, kind, tuple(numbers)) for kind in kinds if len(kinds) > 1]
+            if len(formats) > 1 and len(kinds) > 1 and name in (IN, OUT):
+                found += [Group(name, form, kind, self._of_format(numbers, form)) for form in formats for kind in kinds]
         return found
+
+    def _of_format(self, numbers: Iterable[int], form: str) -> tuple[int, ...]:
+        return tuple(number for number in numbers if self.sources[number]["format"] == form)
 
     @cached_property
     def _kinds(self) -> dict[int, dict[str, np.ndarray]]:
@@ -226,6 +234,22 @@ class DataResults:
                 answers = found[self.asked(group, source)]
                 counts[row] += np.bincount(place, weights=answers, minlength=len(sizes)).astype(np.int64)
         return counts
+
+    def taken(self, group: Group, method: str, module: str, seeds: Sequence[int | None]) -> np.ndarray | None:
+        """How often each choice was taken of a group's questions by seed, int [seeds, choices]; None where a row does not say."""
+        found = []
+        for seed in seeds:
+            parts = [self.given.get((method, module, seed, source)) for source in group.sources]
+            if any(part is None for part in parts):
+                return None
+            asked = [
+                part[self.asked(group, source)]
+                for part, source in zip(parts, group.sources, strict=True)
+                if part is not None
+            ]
+            found.append(np.concatenate(asked))
+        most = max((int(choices.max(initial=0)) for choices in found), default=0)
+        return np.stack([np.bincount(choices[choices >= 0], minlength=most + 1) for choices in found])
 
 
 def routed_module(row: dict[str, Any]) -> str | None:
@@ -331,7 +355,11 @@ def _figures(results: DataResults, group: Group) -> Iterator[dict[str, Any]]:
             if not seeds:
                 continue
             values = (results.right(group, method, module, seeds).sum(axis=1) / n).tolist()
-            yield {"method": method, "module": module, "seeds": seeds, "n": n, **_mean(values, bounds=(0.0, 1.0))}
+            figure = {"method": method, "module": module, "seeds": seeds, "n": n, **_mean(values, bounds=(0.0, 1.0))}
+            taken = None if group.kind is None else results.taken(group, method, module, seeds)
+            if taken is not None:
+                figure["taken"] = [[_rounded(share) for share in row] for row in (taken / n).tolist()]
+            yield figure
 
 
 def _mean(values: Sequence[float], bounds: tuple[float, float] | None = None) -> dict[str, Any]:
@@ -360,6 +388,8 @@ def _pairs(results: DataResults, group: Group, reference: str | None) -> Iterato
 
 def _comparisons(results: DataResults, group: Group, reference: str | None, resamples: int) -> Iterator[dict[str, Any]]:
     """All comparisons on a group that have a seed in common."""
+    if group.kind is not None and group.format is not None:
+        return
     sizes = results.problems(group)[1]
     n = int(sizes.sum())
     for question, method, module, other, other_module in _pairs(results, group, reference):

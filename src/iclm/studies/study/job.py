@@ -44,7 +44,7 @@ from iclm.model.checkpoint import read_json
 from iclm.recipe import DataSource, Recipe, parse_recipe
 from iclm.studies.study import xlora
 from iclm.studies.study.recipe import XLora
-from iclm.studies.study.rows import Outcome, about, bits, kinds_of
+from iclm.studies.study.rows import Outcome, about, bits, given_of, kinds_of
 from iclm.studies.study.strategy import run_strategy
 from iclm.training.folder import RECIPE
 from iclm.training.run import device_name, train
@@ -181,7 +181,7 @@ def evaluate_job(
     Returns:
         One row a source and module: what `iclm.studies.study.rows.about` says of the source, `module`, `n`, `correct`,
         `by_kind` (for each type of question [correct, n]), `answers` (a bit for each question, set where it was answered
-        right, first question first, as hexadecimal digits), and where a router chose `routes`, how often each domain module
+        right, first question first, as hexadecimal digits), `given` (which choice was taken of each), and where a router chose `routes`, how often each domain module
         was chosen. Then for each source which questions are of which kind (`iclm.studies.study.rows.kinds_of`), and whether
         all scores were numbers: a question with one that was not is answered wrong.
     """
@@ -215,7 +215,9 @@ def evaluate_job(
         for result in evaluate_choices(scores, examples):
             kinds = {kind: [part.correct, part.n] for kind, part in result.by_kind.items()}
             counts = {"n": result.overall.n, "correct": result.overall.correct, "by_kind": kinds}
-            rows.append({"module": result.module, **fixed, **counts, "answers": bits(result.correct)})
+            row = {"module": result.module, **fixed, **counts, "answers": bits(result.correct)}
+            given = given_of(scores.predictions(result.module).tolist())
+            rows.append(row if given is None else {**row, "given": given})
     return rows, questions, finite
 
 

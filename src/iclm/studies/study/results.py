@@ -11,6 +11,7 @@ A report that is made from these files again is the same.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PureWindowsPath
@@ -330,6 +331,9 @@ def _check_counts(row: dict[str, Any], where: str) -> None:
         raise DataError(f"{where}: n is {n!r} and problems {str(sizes)[:40]}; both count questions, from 1")
     if type(row["correct"]) is not int or not 0 <= row["correct"] <= n:
         raise DataError(f"{where}: correct is {row['correct']!r}, of {n} questions")
+    given = row.get("given")
+    if given is not None and not (isinstance(given, str) and len(given) == n and re.fullmatch("[0-9a-z-]*", given)):
+        raise DataError(f"{where}: given is no row of {n} choices, a digit, a letter or - for each question")
     try:
         marks = len(bytes.fromhex(row["answers"]))
     except (TypeError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -10,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from iclm.data.audit.strategies import needs_exclusion
 from iclm.data.example import Example
 from iclm.data.loading import distribution
 from iclm.evaluation.metrics import majority_baseline
 from iclm.evaluation.sides import is_shifted
 from iclm.recipe import DataSource
+
+INDIRECT, BY_EXCLUSION = "indirect", "indirect by exclusion"  # kinds of questions of ACRE
+_DIGITS = string.digits + string.ascii_lowercase
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,35 @@ def problems_of(sizes: int | list[int] | dict[str, list[int]], n: int) -> np.nda
 
 
 def kinds_of(found: Sequence[Example]) -> dict[str, str]:
-    """For each kind of question the bits (see `bits`) of the questions that are of it."""
+    """For each kind of question the bits (see `bits`) of the questions that are of it.
+
+    Of the indirect questions of ACRE those that need exclusion are a kind of their own too (`needs_exclusion`).
+    """
     kinds = sorted({example.kind for example in found if example.kind is not None})
-    return {kind: bits([example.kind == kind for example in found]) for kind in kinds}
+    marks = {kind: bits([example.kind == kind for example in found]) for kind in kinds}
+    if INDIRECT in marks:
+        needed = needs_exclusion(found)
+        marks[BY_EXCLUSION] = bits([e.kind == INDIRECT and n for e, n in zip(found, needed, strict=True)])
+    return marks
+
+
+def given_of(chosen: Sequence[int]) -> str | None:
+    """The number of the choice that was taken of each question, a digit each (0 to 9, then a to z), - where none was.
+
+    None where one has a higher number.
+    """
+    if any(number >= len(_DIGITS) for number in chosen):
+        return None
+    return "".join("-" if number < 0 else _DIGITS[number] for number in chosen)
+
+
+def from_given(given: str) -> np.ndarray:
+    """What `given_of` was given, int [n].
+
+    Raises:
+        ValueError: a character that it does not write.
+    """
+    return np.array([-1 if digit == "-" else _DIGITS.index(digit) for digit in given], dtype=int)
 
 
 def test_names(sources: Sequence[DataSource]) -> list[str]:

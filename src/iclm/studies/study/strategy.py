@@ -16,7 +16,7 @@ from iclm.data.example import Example
 from iclm.data.loading import read_source, read_sources
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource, Recipe
-from iclm.studies.study.rows import Outcome, about, bits, kinds_of
+from iclm.studies.study.rows import Outcome, about, bits, given_of, kinds_of
 
 MODULE = "strategy"  # of its rows
 
@@ -52,14 +52,19 @@ def run_strategy(name: str, recipe: Recipe, sources: Sequence[DataSource]) -> Ou
         strategy.fit(known)
         seconds += time.perf_counter() - started
         source_of_draws = stream("study-strategy", recipe.seed, number)
-        right = [
-            answers[below(source_of_draws, len(answers))] == example.answer
-            for example, answers in zip(found, strategy.predict(found), strict=True)
-        ]
+        taken = [answers[below(source_of_draws, len(answers))] for answers in strategy.predict(found)]
+        right = [answer == example.answer for example, answer in zip(found, taken, strict=True)]
         counts = {"n": len(found), "correct": sum(right), "by_kind": _by_kind(found, right)}
-        rows.append({"module": MODULE, **fixed, **counts, "answers": bits(right)})
+        row = {"module": MODULE, **fixed, **counts, "answers": bits(right)}
+        given = given_of([_number(answer, example) for example, answer in zip(found, taken, strict=True)])
+        rows.append(row if given is None else {**row, "given": given})
         questions.append(kinds_of(found))
     return Outcome(rows, questions, round(seconds, 3), len(train), 0, "cpu", None)
+
+
+def _number(answer: str, example: Example) -> int:
+    """Which choice an answer is, -1 for none."""
+    return example.choices.index(answer) if answer in example.choices else -1
 
 
 def _by_kind(found: Sequence[Example], right: Sequence[bool]) -> dict[str, list[int]]:

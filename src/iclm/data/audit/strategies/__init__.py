@@ -5,7 +5,7 @@ from iclm.data.audit.strategies.choices import ChoicesAlike, ChoicesLearned, Cho
 from iclm.data.audit.strategies.constant import Majority, Position
 from iclm.data.audit.strategies.items import FirstItem, LastItem, LastToken, OneItem
 from iclm.data.audit.strategies.ngrams import PromptNgrams, QueryOnly
-from iclm.data.audit.strategies.shallow import ShallowRule
+from iclm.data.audit.strategies.shallow import ContainmentRule, ShallowRule, needs_exclusion
 
 STRATEGIES: tuple[type[Strategy], ...] = (
     Majority,
@@ -21,7 +21,7 @@ STRATEGIES: tuple[type[Strategy], ...] = (
 )
 """All strategies, in the order that they are reported in; a control stands before what it controls."""
 
-_BESIDE: tuple[type[Strategy], ...] = (*STRATEGIES, ShallowRule, ChoicesShortest)
+_BESIDE: tuple[type[Strategy], ...] = (*STRATEGIES, ShallowRule, ContainmentRule, ChoicesShortest)
 BY_NAME: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in _BESIDE}
 """What a study can set beside its methods: those of the audit, and rules that show what a data set asks for."""
 
@@ -31,6 +31,7 @@ __all__ = [
     "ChoicesAlike",
     "ChoicesLearned",
     "ChoicesShortest",
+    "ContainmentRule",
     "FirstItem",
     "LastItem",
     "LastToken",
@@ -42,4 +43,5 @@ __all__ = [
     "QueryOnly",
     "ShallowRule",
     "Strategy",
+    "needs_exclusion",
 ]

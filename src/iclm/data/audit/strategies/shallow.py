@@ -1,17 +1,22 @@
-"""A shallow rule for ACRE that gets far without inferring a cause: it misses what needs exclusion, and nothing else.
+"""Rules for ACRE that get far without inferring a cause.
 
-    an object of the query was alone in an on-trial      -> on
-    all objects of the query were in off-trials          -> off
-    otherwise                                            -> undetermined
+    shallow rule        an object of the query was alone in an on-trial      -> on
+                        all objects of the query were in off-trials          -> off
+                        otherwise                                            -> undetermined
 
-Of the types of query it answers direct, screen_off and potential, and not one that is indirect: there an object must be the
-cause because all others of its on-trial are excluded. As an on-trial of one object, or an off-trial, tells the truth, the
-rule is never wrong when it says on or off.
+    containment rule    the same, but for the first: the query holds all objects of an on-trial   -> on
+
+Of the types of query the shallow rule answers direct, screen_off and potential, and not one that is indirect: on, though no
+object of it was alone in an on-trial. Some of these hold an on-trial whole, so that nothing need be excluded: the containment rule
+answers them too. What it misses needs exclusion: an object must be the cause because others of its on-trial are excluded. As
+a query that holds an on-trial, or objects of off-trials alone, has the state of that, neither rule is ever wrong when it says
+on or off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from iclm.data.acre.problem import OFF, ON, UNDETERMINED
 from iclm.data.audit.items import read_scene
@@ -24,6 +29,8 @@ class ShallowRule(Strategy):
 
     name = "shallow rule"
     finding = "few queries need an object to be inferred by exclusion"
+    most: ClassVar[int | None] = 1
+    """Objects of an on-trial that the rule can see whole in a query, at most; None means any number."""
 
     def unfit(self, examples: Sequence[Example]) -> str | None:
         if any(len(example.choices) != 3 for example in examples):
@@ -36,14 +43,33 @@ class ShallowRule(Strategy):
         return None
 
     def predict(self, examples: Sequence[Example]) -> list[Prediction]:
-        return [(example.choices[_state(example)],) for example in examples]
+        return [(example.choices[_state(example, self.most)],) for example in examples]
 
 
-def _state(example: Example) -> int:
-    """Number of the choice that the rule takes."""
+class ContainmentRule(ShallowRule):
+    """An on-trial is in the query, whole: on; all excluded: off; else undetermined. Nothing is learned."""
+
+    name = "containment rule"
+    most = None
+
+
+def needs_exclusion(examples: Sequence[Example]) -> list[bool]:
+    """Of which questions of ACRE the answer is on, though no on-trial is in the query whole; none of what is no such question."""
+    rule = ContainmentRule()
+    if rule.unfit(examples) is not None:
+        return [False] * len(examples)
+    return [
+        example.answer_index == ON and said != (example.answer,)
+        for example, said in zip(examples, rule.predict(examples), strict=True)
+    ]
+
+
+def _state(example: Example, most: int | None) -> int:
+    """Number of the choice that a rule takes, which sees on-trials of at most so many objects."""
     scene = read_scene(example, ())
-    alone = {trial.items[0] for trial in scene.demonstrations if trial.state == ON and len(trial.items) == 1}
-    excluded = {item for trial in scene.demonstrations if trial.state == OFF for item in trial.items}
-    if not alone.isdisjoint(scene.query):
+    query = set(scene.query)
+    lit = [trial.items for trial in scene.demonstrations if trial.state == ON]
+    if any(query.issuperset(items) for items in lit if most is None or len(items) <= most):
         return ON
-    return OFF if excluded.issuperset(scene.query) else UNDETERMINED
+    excluded = {item for trial in scene.demonstrations if trial.state == OFF for item in trial.items}
+    return OFF if excluded.issuperset(query) else UNDETERMINED
