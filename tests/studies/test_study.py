@@ -197,6 +197,51 @@ def test_data_tuned_as_something_without_tries(values, others, changes, fault):
         study_of(values, data=data, search=SEARCH, **changes)
 
 
+def regime(name, split, seed):
+    return {"acre": name, "split": split, "seed": seed, "problems": 2, "format": "text"}
+
+
+def test_what_is_tuned_as_other_data_is_not_tuned_on_what_its_tests_hold_out(values):
+    own = {"train": [regime("Sys", "train", 0)], "test": [regime("Sys", "test", 0)]}
+    own["validation"] = [regime("Sys", "train", 1000002)]
+    own["model"] = {"num_domains": 1}
+    blocks = [{"data": ["sys"], "methods": ["lora", "iclm-no-mi"], "seeds": [0]}]
+    data = {**values["data"], "sys": {**own, "tuned_as": "acre"}}
+    with pytest.raises(
+        ValueError,
+        match=r"data\.sys\.tuned_as is 'acre', whose validation\.0 lies outside the training distribution of",
+    ):
+        study_of(values, data=data, search=SEARCH, grid=blocks)
+    data["sys"] = {**own, "search": False}
+    found = grid.jobs_of(study_of(values, data=data, search=SEARCH, grid=blocks), {})
+    assert [job.name for job in found] == ["sys/lora/seed-0", "sys/iclm-no-mi/seed-0"]
+    assert all(job.spec is not None and not job.chosen and not job.needs for job in found)
+    raven = {**own, "tuned_as": "acre"}
+    for part, split in (("train", "train"), ("validation", "val"), ("test", "test")):
+        raven[part] = [{"raven": "center_single", "split": split, "problems": 2, "format": "text"}]
+    study_of(values, data={**values["data"], "raven": raven}, search=SEARCH)  # other problems altogether
+
+
+@pytest.mark.parametrize(
+    ("more", "changes", "fault"),
+    [
+        ({"tuned_as": "acre", "search": False}, {}, "tuned_as is 'acre' and search false"),
+        ({"search": False}, {"grid": [{"data": ["more"], "methods": ["iclm"]}]}, "there are no tries on 'more'"),
+        (
+            {"search": False},
+            {"third": {"tuned_as": "more"}},
+            "data.third.tuned_as is 'more'; name a data set with tries",
+        ),
+    ],
+)
+def test_data_without_a_search(values, more, changes, fault):
+    acre = values["data"]["acre"]
+    data = {"acre": acre, "more": {**acre, **more}}
+    data |= {"third": {**acre, **changes["third"]}} if "third" in changes else {}
+    with pytest.raises(ValueError, match=fault):
+        study_of(values, data=data, search=SEARCH, **{k: v for k, v in changes.items() if k != "third"})
+
+
 def test_reports_wait_for_their_tries_and_take_the_best(values):
     study = study_of(values, search=SEARCH)
     jobs = {found.name: found for found in grid.jobs_of(study, {})}

@@ -107,7 +107,7 @@ def jobs_of(study: StudyRecipe, results: Mapping[str, list[dict[str, Any]]]) -> 
 
 
 def _tries(study: StudyRecipe, method: str, data: str) -> Iterator[Job]:
-    if study.search is None or study.methods[method].kind in UNTRAINED:
+    if study.search is None or study.methods[method].kind in UNTRAINED or not study.data[data].search:
         return
     tuned, data = study.methods[method].tuned_as or method, study.data[data].tuned_as or data
     drawn_values = draws(study.search.space, study.search.seed, study.search.tries - 1)

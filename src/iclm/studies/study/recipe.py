@@ -64,6 +64,14 @@ class DataSet(Section):
     """Training settings that these data need."""
     tuned_as: str | None = None
     """The data set for which the hyper-parameters of these were chosen; null means tries on their own validation questions."""
+    search: bool = True
+    """Whether hyper-parameters are chosen at all; false means that every method has those of the recipe."""
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> DataSet:
+        if self.tuned_as is not None and not self.search:
+            raise ValueError(f"tuned_as is {self.tuned_as!r} and search false: nothing is chosen then; leave out one")
+        return self
 
     @model_validator(mode="after")
     def _one_question(self) -> DataSet:
@@ -263,7 +271,7 @@ class StudyRecipe(Section):
             if self.methods[name].kind in UNTRAINED or self.methods[name].tuned_as is not None:
                 raise ValueError(f"grid.{number} has no seeds, and {name!r} has no tries of its own; name seeds")
         for data in block.data or self.data:
-            if self.data[data].tuned_as is not None:
+            if self.data[data].tuned_as is not None or not self.data[data].search:
                 raise ValueError(f"grid.{number} has no seeds, and there are no tries on {data!r}; name seeds")
 
     def _leaves_what_is_chosen(self, name: str, method: Method) -> None:
@@ -273,6 +281,19 @@ class StudyRecipe(Section):
             if field in getattr(method, section):
                 raise ValueError(
                     f"methods.{name} sets {key}, which is chosen for {method.tuned_as!r}; leave out tuned_as or the setting"
+                )
+
+    def _is_tuned_in_distribution(self, name: str, data: DataSet, other: DataSet | None) -> None:
+        """Raise ValueError where the data that a set takes its hyper-parameters from have none, or ask what is shifted for it."""
+        if other is None or other.tuned_as is not None or not other.search:
+            raise ValueError(f"data.{name}.tuned_as is {data.tuned_as!r}; name a data set with tries of its own")
+        for number, source in enumerate(other.validation):
+            same = any(_family(source) == _family(own) for own in data.train)
+            if same and is_shifted(source, data.train):
+                raise ValueError(
+                    f"data.{name}.tuned_as is {data.tuned_as!r}, whose validation.{number} lies outside the training distribution of "
+                    f"{name}, so that it would be tuned on what its tests hold out; leave tuned_as out for tries of its own, or say "
+                    "search: false"
                 )
 
     @model_validator(mode="after")
@@ -303,10 +324,8 @@ class StudyRecipe(Section):
                 raise ValueError(f"methods.{name}.tuned_as is {other!r}; name a method with tries of its own")
             self._leaves_what_is_chosen(name, method)
         for name, data in self.data.items():
-            if data.tuned_as is not None and (
-                data.tuned_as not in self.data or self.data[data.tuned_as].tuned_as is not None
-            ):
-                raise ValueError(f"data.{name}.tuned_as is {data.tuned_as!r}; name a data set with tries of its own")
+            if data.tuned_as is not None:
+                self._is_tuned_in_distribution(name, data, self.data.get(data.tuned_as))
         if self.reference not in self.methods:
             raise ValueError(f"reference is {self.reference!r}; known are {', '.join(self.methods)}")
         return self
@@ -319,6 +338,11 @@ class StudyRecipe(Section):
             for part in ("validation", "test"):
                 refuse_trained(f"data.{name}.{part}", getattr(data, part), data.train, seeds, "the grid and the search")
         return self
+
+
+def _family(source: DataSource) -> str | None:
+    """The kind of generated problems that a source has; None for files and data sets."""
+    return next((name for name in ("acre", "raven", "corr2cause", "pvr") if getattr(source, name) is not None), None)
 
 
 def load_study(path: str | Path) -> StudyRecipe:

@@ -160,7 +160,8 @@ def _of_grid(study: StudyRecipe, found: _Found, failed: Set[str]) -> Collected:
             part.not_run[job.name] = "failed" if id in failed else "not run"
             continue
         spec, done, rows = found[id]
-        searched = study.search.space if study.search is not None and spec["kind"] not in UNTRAINED else {}
+        chooses = spec["kind"] not in UNTRAINED and study.data[job.data].search
+        searched = study.search.space if study.search is not None and chooses else {}
         line = _line(id, job.name, spec, done, names)
         line["chosen"] = {name: value_of(spec["recipe"], name) for name in sorted(searched)}
         line |= {"reference": study.reference, "tuned_as": study.methods[job.method].tuned_as}
