@@ -78,13 +78,13 @@ def diagnosed(report):
         sum(side["accuracy"][abs(number - shift)]["correct"] for number, side in enumerate(sides)) / 240
         for shift in (0, 1)
     )
-    share = "dependence of invariant and domain states, share of total, "
+    hsic = "dependence of invariant and domain states, normalised HSIC, "
     return [
         verdicts["routing accuracy"],
         own,
         other,
-        verdicts[share + "symbolic"],
-        verdicts[share + "text"],
+        verdicts[hsic + "symbolic"],
+        verdicts[hsic + "text"],
         verdicts["domain told from invariant states"],
     ]
 

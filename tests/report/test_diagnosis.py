@@ -3,10 +3,12 @@
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from iclm.errors import ConfigurationError
+from iclm.evaluation.independence import hsic_test
 from iclm.evaluation.metrics import Accuracy
 from iclm.report.diagnosis import (
     DOUBTFUL,
@@ -95,14 +97,24 @@ def test_routes_that_cannot_be_wrong_are_not_judged(healthy, change):
 
 
 @pytest.mark.parametrize(
-    ("estimate", "p_value", "verdict"),
-    [(0.1, 0.01, HEALTHY), (0.6, 0.01, DOUBTFUL), (0.6, 0.5, HEALTHY), (1.2, 0.01, FAILED), (-0.1, 0.9, HEALTHY)],
+    ("statistic", "p_value", "verdict"),
+    [(0.1, 0.01, HEALTHY), (0.6, 0.01, DOUBTFUL), (0.6, 0.5, HEALTHY), (0.95, 0.01, FAILED), (-0.1, 0.9, HEALTHY)],
 )
-def test_dependence_is_judged_as_a_share_of_the_total(healthy, estimate, p_value, verdict):
+def test_dependence_is_judged_by_normalised_hsic(healthy, statistic, p_value, verdict):
     found = healthy["independence"]["by_domain"]["kind_of_text_1"]
-    found["ksg"] |= {"estimate": estimate, "p_value": p_value}
+    found["hsic"] |= {"statistic": statistic, "p_value": p_value}
     judgement = judged(healthy, "independence", "kind_of_text_1")
-    assert judgement.verdict == verdict and judgement.value == pytest.approx(estimate / 2.0)
+    assert judgement.verdict == verdict and judgement.value == statistic
+
+
+@pytest.mark.parametrize(("rho", "verdict"), [(0.2, HEALTHY), (0.8, DOUBTFUL), (1.0, FAILED)])
+def test_the_verdict_on_dependence_does_not_change_with_the_number_of_examples(healthy, rho, verdict):
+    for n in (120, 1000):
+        rng = np.random.default_rng(n)
+        x, noise = rng.normal(size=(2, n, 2))
+        found = hsic_test(x, rho * x + (1 - rho**2) ** 0.5 * noise, permutations=50)
+        healthy["independence"]["by_domain"]["kind_of_text_1"]["hsic"] = found.to_dict()
+        assert judged(healthy, "independence", "kind_of_text_1").verdict == verdict
 
 
 def test_states_that_do_not_vary_or_are_too_few_are_not_judged(healthy):

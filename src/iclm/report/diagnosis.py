@@ -41,10 +41,10 @@ class Thresholds:
     routed: float = 0.9
     """Routing accuracy from which the domains count as found."""
     shared: float = 0.1
-    """Share of the total dependence (of a state with itself) up to which two modules count as independent, whatever the
-    p-value: questions of one problem are not independent examples, so it may be too small."""
-    entangled: float = 0.5
-    """Share of the total dependence from which they count as saying the same."""
+    """Normalised HSIC (1 for a state with itself, whatever the number of examples) up to which two modules count as independent,
+    whatever the p-value: questions of one problem are not independent examples, so it may be too small."""
+    entangled: float = 0.9
+    """Normalised HSIC from which they count as saying the same."""
     blurred: float = 0.3
     """Width of the 95% interval of a gap that is too wide to call it none."""
     dropped: float = 0.05
@@ -141,7 +141,7 @@ def _agreement(found: dict[str, Any], place: str) -> Verdict:
 
 def _independence(section: dict[str, Any]) -> Iterator[Verdict]:
     """Dependence of the two sides within each domain, and what the invariant states tell of the domain."""
-    figure = "dependence of invariant and domain states, share of total"
+    figure = "dependence of invariant and domain states, normalised HSIC"
     if not section["measured"]:
         yield _missing("independence", figure, section["reason"])
         return
@@ -153,16 +153,11 @@ def _independence(section: dict[str, Any]) -> Iterator[Verdict]:
     yield _leakage(section.get("leakage"))
 
 
-def dependence_share(found: dict[str, Any]) -> float | None:
-    """How far the mutual information of a domain lies on the way from shuffled pairs (0) to a state with itself (1)."""
-    total = found["identical"]["estimate"] - found["ksg"]["permuted_mean"]
-    return (found["ksg"]["estimate"] - found["ksg"]["permuted_mean"]) / total if total > 0 else None
-
-
 def _dependence(found: dict[str, Any], figure: str) -> Verdict:
-    value = dependence_share(found)
-    if value is None:
+    """By normalised HSIC: what nearest neighbours give of a state with itself is a matter of the number of examples."""
+    if found["identical"]["estimate"] <= found["ksg"]["permuted_mean"]:
         return _missing("independence", figure, "the states do not vary enough to measure their dependence")
+    value = found["hsic"]["statistic"]
     p_value = min(found["ksg"]["p_value"], found["hsic"]["p_value"])
     head = ("independence", figure, value, 0.0)
     if value >= LIMITS.entangled:
@@ -423,7 +418,7 @@ def _independence_rows(section: dict[str, Any]) -> Iterator[Row]:
         yield (
             f"mutual information, {name} (n = {found['n']})",
             f"{ksg['estimate']:.2f} nats",
-            f"{shuffled}, total {total:.2f}",
+            f"{shuffled}; of {found['n']} a state with itself: {total:.2f}",
         )
         yield (
             f"HSIC, {name}",
