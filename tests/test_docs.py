@@ -123,3 +123,63 @@ def test_the_table_of_diagnoses_is_what_they_found():
     block = text.partition("<!-- results: results/diagnosis -->\n")[2].partition("<!-- /results -->")[0]
     shown = [cells(line)[1:] for line in block.splitlines()[2:]]
     assert shown == [[f"{value:.3f}" for value in row] for row in zip(*map(diagnosed, reports), strict=True)]
+
+
+def test_the_figures_by_seed_of_the_short_sequence_are_what_it_found():
+    tasks, seeds = ("acre-symbolic", "acre-text", "raven-symbolic", "raven-text"), (0, 1, 2)
+    right = {}
+    for line in (ROOT / "results/continual/rows.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if (row["sequence"], row["boundaries"]) == ("short", "known"):
+            place = (row["method"], row["module"], row["seed"], row["trained_through"], row["tested_on"])
+            right[place] = (row["correct"], row["correct"] / row["n"])
+
+    def accuracy(method, seed, after, task, module="mixture"):
+        return right[method, module, seed, after, tasks[task]][1]
+
+    def average(method, seed):
+        return sum(accuracy(method, seed, 4, task) for task in range(4)) / 4
+
+    def backward(method, seed, module="mixture"):
+        each = (accuracy(method, seed, 4, t, module) - accuracy(method, seed, t + 1, t, module) for t in range(3))
+        return sum(each) / 3
+
+    def own(seed):
+        return sum(accuracy("iclm", seed, 4, task, f"domain_{task}") for task in range(4)) / 4
+
+    def gained(method, task):
+        """Questions of a task that its second format gained or lost."""
+        return [
+            right[method, "mixture", s, task + 2, tasks[task]][0]
+            - right[method, "mixture", s, task + 1, tasks[task]][0]
+            for s in seeds
+        ]
+
+    def said(values, form="+.3f"):
+        texts = [f"{value:{form}}".replace("0.", ".").replace("-", "−") for value in values]
+        return ", ".join(texts[:-1]), texts[-1]
+
+    text = " ".join((ROOT / "docs" / "continual.md").read_text(encoding="utf-8").split())
+    for values, joined in (
+        ([backward("iclm", s) for s in seeds], "{}, {} against"),
+        ([backward("lora", s) for s in seeds], "against {}, {})"),
+        ([backward("iclm", s, "invariant") for s in seeds], "in two ({}, {})"),
+        ([own(s) - average("iclm", s) for s in seeds], "less in one ({}, {})"),
+    ):
+        assert joined.format(*said(values)) in text
+    for values, joined in (
+        ([average("iclm-replay", s) - average("iclm", s) for s in seeds], "added {} and {} to the ICLM"),
+        ([average("lora-replay", s) - average("lora", s) for s in seeds], "the ICLM, {} and {} to plain LoRA"),
+        ([average("lora-ewc", s) - average("lora", s) for s in seeds], "and EWC {} and {} to the latter"),
+    ):
+        assert joined.format(*said(values, ".3f")) in text
+    for task, joined in (
+        (0, "format of ACRE {} and {} more questions of 120"),
+        (1 + 1, "of RAVEN {} and {} more of 40"),
+    ):
+        assert joined.format(*said(gained("iclm", task), "d")) in text
+    assert "of plain LoRA's {}, {})".format(*said(gained("lora", 0), "+d")) in text
+    assert "in the first ({}, {}). Each".format(*said(gained("lora", 2), "+d")) in text
+    for s in seeds:  # one task later it is below where it was learned, and stays so
+        learned = accuracy("iclm", s, 1, 0)
+        assert all(accuracy("iclm", s, after, 0) < learned for after in (3, 4))
