@@ -476,3 +476,17 @@ def test_names_of_packaged_bases_are_no_paths():
     from iclm.model import backbone
 
     assert set(yaml_file.PACKAGED) == set(backbone.PACKAGED)
+
+
+def test_an_independence_loss_that_nothing_would_follow_is_refused():
+    values = {
+        "data": {"train": [{"acre": "IID", "problems": 2, "format": "text"}]},
+        "model": {"mi_detach_domain": True},
+        "training": {"stages": "two_stage"},
+    }
+    with pytest.raises(
+        ConfigurationError, match=r"model\.mi_detach_domain leaves the independence loss to the invariant module"
+    ):
+        parse_recipe(values)
+    parse_recipe({**values, "training": {"stages": "two_stage", "invariant_rate": 0.1}})
+    parse_recipe({**values, "model": {"mi_detach_domain": True, "mi_weight": 0.0}})

@@ -340,6 +340,11 @@ class Recipe(Section):
                 raise ValueError(
                     f"training.stages is two_stage; with model.ablation {self.model.ablation} there is one side only, use joint"
                 )
+            if self.model.mi_detach_domain and not self.training.invariant_rate and self.model.mi_weight:
+                raise ValueError(
+                    "model.mi_detach_domain leaves the independence loss to the invariant module, which training.invariant_rate 0 freezes in "
+                    "the second of two_stage: nothing would follow it; give a rate, or leave out mi_detach_domain"
+                )
         return self
 
 

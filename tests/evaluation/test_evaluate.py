@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from iclm.data.acre import examples as acre_examples
 from iclm.data.acre import generate
 from iclm.data.collation import encode
 from iclm.errors import ConfigurationError
-from iclm.evaluation.evaluate import evaluate, evaluate_choices, evaluate_generation, module_names, routing_of
+from iclm.evaluation.evaluate import evaluate, evaluate_choices, evaluate_generation, greedy, module_names, routing_of
 from iclm.evaluation.scoring import Scores, score
 
 
@@ -197,3 +198,36 @@ def test_generation_is_evaluated_in_evaluation_mode(make_iclm, items, tiny_token
 def test_generation_of_no_examples_gives_empty_results(model, tiny_tokenizer):
     result, responses = evaluate_generation(model, tiny_tokenizer, [], "mixture")
     assert responses == [] and result.overall.n == 0
+
+
+@torch.no_grad()
+def test_greedy_is_the_likeliest_token_each_time_whatever_the_base_says(
+    make_iclm, tiny_tokenizer, random_prompts, padded
+):
+    model = make_iclm(num_domains=2, router="vq")
+    batch = padded(random_prompts([7] * 12, seed=3), side="left")
+    ids, route = batch["input_ids"], model.route(**batch)
+    for _ in range(8):
+        ids = torch.cat([ids, model(ids, route=route).logits[:, -1].argmax(-1, keepdim=True)], 1)
+    ends = [(row == tiny_tokenizer.eos_token_id).nonzero()[:1, 0].tolist() for row in ids[:, 7:]]
+    wanted = [row[: (end or [8])[0]].tolist() for row, end in zip(ids[:, 7:], ends, strict=True)]
+    expected = tiny_tokenizer.batch_decode(wanted, skip_special_tokens=True)
+    model.generation_config = GenerationConfig(
+        repetition_penalty=1.8, no_repeat_ngram_size=1, num_beams=2, do_sample=True, min_new_tokens=8, eos_token_id=5
+    )
+    kept = model.generation_config
+    assert greedy(model, tiny_tokenizer, ids[:, :7], batch["attention_mask"], 8) == expected
+    assert model.generation_config is kept
+
+
+@torch.no_grad()
+def test_greedy_ends_where_answers_were_trained_to_end_and_where_the_base_does(make_iclm, tiny_tokenizer, monkeypatch):
+    model = make_iclm(num_domains=2, router="vq")
+    ids = torch.tensor([[7, 8, 9]])
+    seen = []
+    monkeypatch.setattr(model, "generate", lambda ids, **_: seen.append(model.generation_config.eos_token_id) or ids)
+    for own in (None, 5, [5, 6], tiny_tokenizer.eos_token_id):
+        model.generation_config = GenerationConfig(eos_token_id=own)
+        greedy(model, tiny_tokenizer, ids, torch.ones_like(ids), 2)
+    eos = tiny_tokenizer.eos_token_id
+    assert seen == [[eos], sorted([eos, 5]), sorted([eos, 5, 6]), [eos]]

@@ -4,10 +4,11 @@ import os
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, Trainer, TrainingArguments
 
-from iclm.errors import ConfigurationError
-from iclm.model import ICLMForCausalLM
+from iclm.errors import BackboneError, ConfigurationError
+from iclm.model import ICLMConfig, ICLMForCausalLM
+from iclm.training.trainer import ICLMTrainer
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,93 @@ def test_no_way_to_another_dtype(model, name):
         getattr(model, name)()
 
 
+# -- caches and routes that are given -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_cache_goes_on_with_its_own_module_and_route_alone(make_iclm, batch):
+    model = make_iclm(num_domains=2, router="vq")
+    ids = batch["input_ids"][1:2, :9]
+    longer = torch.cat([ids, ids[:, :1]], 1)
+    own = model.route(ids, torch.ones_like(ids)).indices[:, 0]
+    for module in ("mixture", "invariant", "domain_0", "domain_1"):
+        past = model(ids, module=module).past_key_values
+        right = model(longer, module=module, route=own if module == "mixture" else None).logits[:, -1]
+        for other in {"mixture", "invariant", "domain_0", "domain_1"} - {module}:
+            with pytest.raises(ConfigurationError, match="past_key_values holds the keys and values of another module"):
+                model(longer[:, -1:], past_key_values=past, module=other)
+        torch.testing.assert_close(
+            model(longer[:, -1:], past_key_values=past, module=module).logits[:, -1], right, rtol=0, atol=1e-5
+        )
+    past = model(ids).past_key_values
+    for other in (1 - own, 1 - own[:, None], own.repeat(2)):
+        with pytest.raises(ConfigurationError, match="route differs from that of past_key_values"):
+            model(longer[:, -1:], past_key_values=past, route=other)
+    with pytest.raises(ConfigurationError, match="another module"):
+        model.generate(ids, past_key_values=past, module="domain_0", max_new_tokens=2)
+    model(longer[:, -1:], past_key_values=past, route=own)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_route_that_is_given_holds_for_every_beam(make_iclm, random_prompts, padded, cache):
+    model = make_iclm(num_domains=2, router="vq")
+    batch = padded(random_prompts((6, 9)), side="left")
+    options = {"num_beams": 3, "max_new_tokens": 4, "use_cache": cache}
+    expected = model.generate(**batch, **options)
+    route = model.route(**batch)
+    assert torch.equal(model.generate(**batch, route=route, **options), expected)
+    assert torch.equal(model.generate(**batch, route=route.indices[:, 0], **options), expected)
+    others = 1 - route.indices[:, 0]
+    single = [model.generate(batch["input_ids"][1:], route=others[1:], **options)[0, 9:]]
+    assert torch.equal(model.generate(**batch, route=others, **options)[1, 9:][: len(single[0])], single[0])
+    with pytest.raises(ConfigurationError, match="route is for 1 examples; the batch has 2"):
+        model(**batch, route=route.select(torch.tensor([0])))
+
+
+@torch.no_grad()
+def test_a_prompt_mask_may_be_given_without_a_cache(make_iclm, batch):
+    model = make_iclm(num_domains=2, router="vq")
+    ids = batch["input_ids"][1:2, :9]
+    mask = torch.ones_like(ids)
+    mask[:, 4:] = 0
+    found = [
+        model.generate(ids, prompt_mask=mask, use_cache=cache, max_new_tokens=4, do_sample=False)
+        for cache in (True, False)
+    ]
+    assert torch.equal(*found)
+
+
+def test_a_router_is_started_from_batches_of_which_there_is_one(make_iclm, batch):
+    model = make_iclm(num_domains=2, router="vq", fit=False)
+    with pytest.raises(ConfigurationError, match="fit_router got no batch"):
+        model.fit_router([])
+    assert model.fit_router([{"input_ids": batch["input_ids"]}] * 3) == 3 * len(batch["input_ids"])
+
+
+@torch.no_grad()
+def test_under_autocast_prompts_go_where_they_go_without(make_iclm, random_prompts, padded):
+    model = make_iclm(num_domains=3, router="gumbel")
+    batch = padded(random_prompts([3 + n % 10 for n in range(40)], seed=7))
+    seen = []
+    handle = model.router.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**batch)
+    handle.remove()
+    assert seen == [False]
+
+
+def test_a_trainer_that_keeps_the_labels_to_itself_is_warned_of(make_iclm, labelled, tmp_path):
+    batch = labelled((6, 6, 6, 6))
+    rows = [{name: values[i] for name, values in batch.items()} for i in range(4)]
+    settings = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "max_steps": 1, "label_smoothing_factor": 0.1}
+    arguments = TrainingArguments(str(tmp_path), **settings)
+    with pytest.warns(UserWarning, match="kept the labels to itself, as label_smoothing_factor"):
+        Trainer(make_iclm(num_domains=2, router="vq"), arguments, train_dataset=rows).train()
+    with pytest.raises(ConfigurationError, match=r"label_smoothing_factor is 0\.1"):
+        ICLMTrainer(make_iclm(num_domains=2, router="vq"), arguments, [])
+
+
 # -- from_pretrained ---------------------------------------------------------------------------------------------------
 
 
@@ -172,3 +260,49 @@ def test_a_base_in_the_current_folder_is_found_from_every_folder(tiny_llama_fold
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     route = torch.tensor([0, 1, 0, 1])
     assert torch.equal(again(**batch, route=route).logits, model(**batch, route=route).logits)
+
+
+def test_a_loaded_base_from_the_current_folder_is_found_from_every_folder(tiny_llama_folder, tmp_path, monkeypatch):
+    os.symlink(tiny_llama_folder, tmp_path / "llama")
+    monkeypatch.chdir(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained("llama")
+    ICLMForCausalLM.from_base(base, num_domains=2, router="oracle").save_pretrained(tmp_path / "saved")
+    monkeypatch.chdir("/")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").config.base["name"] == str(tmp_path / "llama")
+
+
+def test_a_loaded_base_in_float16_is_refused(tiny_llama_folder):
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float16)
+    with pytest.raises(BackboneError, match=r"was loaded in float16.* give its name and dtype='float16'"):
+        ICLMForCausalLM.from_base(base, num_domains=2, router="oracle")
+
+
+def test_one_configuration_serves_several_bases(base_folders):
+    config = ICLMConfig(num_domains=2, router="oracle")
+    made = [ICLMForCausalLM.from_base(str(folder), config) for folder in list(base_folders.values())[:2]]
+    assert made[0].config.base["fingerprint"] != made[1].config.base["fingerprint"] and not config.base
+
+
+def test_what_generates_is_saved_and_read_back(make_iclm, tmp_path):
+    model = make_iclm(num_domains=2, router="vq")
+    model.generation_config = GenerationConfig(eos_token_id=[1, 5], max_new_tokens=7)
+    model.save_pretrained(tmp_path)
+    for loader in (ICLMForCausalLM, AutoModelForCausalLM):
+        found = loader.from_pretrained(tmp_path, base=model.config.base["name"]).generation_config
+        assert (found.eos_token_id, found.max_new_tokens) == ([1, 5], 7)
+
+
+@pytest.mark.parametrize("loader", [ICLMForCausalLM, AutoModelForCausalLM])
+def test_options_of_the_base_reach_it_by_every_way(saved, tiny_llama_folder, tmp_path, loader):
+    assert loader.from_pretrained(saved, attn_implementation="eager").base.config._attn_implementation == "eager"
+    os.symlink(tiny_llama_folder, tmp_path / "moved")
+    found = loader.from_pretrained(saved, base=str(tmp_path / "moved"))
+    assert found.base.config._name_or_path == str(tmp_path / "moved")
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
+    assert loader.from_pretrained(saved, base=base).base is base
+    assert loader.from_pretrained(saved, device_map="balanced").device.type in ("cpu", "cuda")
+
+
+def test_only_the_main_process_writes(model, tmp_path):
+    model.save_pretrained(tmp_path / "iclm", is_main_process=False)
+    assert not (tmp_path / "iclm").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertLMHeadModel, T5Config
+from transformers import AutoTokenizer, BertConfig, BertLMHeadModel, PreTrainedTokenizerFast, T5Config
 
 from iclm.errors import BackboneError
 from iclm.model import ICLMForCausalLM, backbone, load_base, load_tokenizer
@@ -246,6 +246,19 @@ def test_missing_pad_token_becomes_the_end_of_text_token(tiny_tokenizer, tiny_ll
     tokenizer.save_pretrained(folder)
     assert load_tokenizer(str(folder)).pad_token_id == tiny_tokenizer.eos_token_id
     assert load_tokenizer(tiny_llama_folder).pad_token == "<pad>"
+
+
+def test_a_tokenizer_without_a_token_to_pad_with_is_refused(tiny_tokenizer, tiny_llama_folder, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_llama_folder, folder)
+    bare = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    bare.save_pretrained(folder)
+    with pytest.raises(BackboneError, match=r"has no token to pad with \(pad, eos, bos or unk\)"):
+        load_tokenizer(str(folder))
+    PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer, bos_token="<eos>").save_pretrained(
+        folder
+    )
+    assert load_tokenizer(str(folder)).pad_token == "<eos>"
 
 
 def test_missing_tokenizer_is_refused(tiny_llama_folder, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from iclm.data.files import sha256_of
 from iclm.errors import CheckpointError, ConfigurationError, ICLMError
 from iclm.training.run import train
 from iclm.training.trainer import ICLMTrainer
@@ -151,6 +152,30 @@ def test_an_interruption_before_the_first_checkpoint_leaves_a_run_that_can_be_re
     interrupt(make_recipe(**SETTINGS), tmp_path / "run", 1)
     train(make_recipe(**SETTINGS), tmp_path / "run", resume=True, progress_bar=False)
     assert_bitwise(weights(tmp_path / "run"), weights(whole))
+
+
+def test_a_resume_from_the_start_leaves_what_is_not_of_the_run(make_recipe, tmp_path):
+    interrupt(make_recipe(**SETTINGS), tmp_path / "run", 1)
+    (tmp_path / "run" / "plots").mkdir()
+    for name in ("NOTES.md", "plots/loss.svg"):
+        (tmp_path / "run" / name).write_text("mine")
+    train(make_recipe(**SETTINGS), tmp_path / "run", resume=True, progress_bar=False)
+    assert all((tmp_path / "run" / name).read_text() == "mine" for name in ("NOTES.md", "plots/loss.svg"))
+
+
+def test_a_run_does_not_go_on_with_a_file_that_has_changed(make_recipe, tmp_path):
+    line = '{"input": [{"role": "user", "content": "%d + 1 ="}], "ideal": "2"}\n'
+    (tmp_path / "own.jsonl").write_text("".join(line % number for number in range(24)))
+    settings = {**SETTINGS, "data": {"train": [{"file": str(tmp_path / "own.jsonl")}]}}
+    interrupt(make_recipe(**settings), tmp_path / "run", 4)
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["data"]["train"][0]
+    assert saved["sha256"] == sha256_of(tmp_path / "own.jsonl")
+    with (tmp_path / "own.jsonl").open("a") as stream:
+        stream.write(line % 24)
+    with pytest.raises(
+        CheckpointError, match="or a file of it has changed since; --resume needs the recipe and the data"
+    ):
+        train(make_recipe(**settings), tmp_path / "run", resume=True, progress_bar=False)
 
 
 TWO = {

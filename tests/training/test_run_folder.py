@@ -245,6 +245,20 @@ def test_somebodys_own_recipe_is_no_run(make_recipe, tmp_path):
     check_folder(tmp_path, overwrite=True, resume=False)
 
 
+@pytest.mark.parametrize("written_out", [True, False])
+def test_resuming_in_a_folder_of_ones_own_files_is_refused_and_deletes_nothing(make_recipe, tmp_path, written_out):
+    recipe = make_recipe(method="lora")
+    text = dump_recipe(recipe)
+    (tmp_path / "recipe.yaml").write_text(text if written_out else "# mine\n" + text)
+    (tmp_path / "notes").mkdir()
+    for name in ("data.csv", "base.safetensors", "notes/paper.md"):
+        (tmp_path / name).write_text("mine")
+    before = files(tmp_path)
+    with pytest.raises(ConfigurationError, match="is not a run folder, so it is neither replaced nor resumed"):
+        train(recipe, tmp_path, resume=True, progress_bar=False)
+    assert files(tmp_path) == before
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(make_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda place, mode: False)
     with pytest.raises(ConfigurationError, match=r"run cannot be written: no permission to write to "):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from iclm.data.collation import EncodedExample, answer_blanks
 from iclm.errors import ConfigurationError
@@ -162,15 +162,24 @@ def greedy(
     max_new_tokens: int,
     **extra: Any,
 ) -> list[str]:
-    """Greedy continuations of prompts [batch, tokens], padded on the left; `extra` goes to the forward pass."""
-    out = model.generate(
-        ids,
-        attention_mask=mask,
+    """Greedy continuations of prompts [batch, tokens], padded on the left; `extra` goes to the forward pass.
+
+    The likeliest token each time, whatever the base's generation_config says of penalties, beams and sampling, up to a token that
+    ends text there or to the tokenizer: that is what answers were trained to end in.
+    """
+    kept = model.generation_config
+    own = None if kept is None else kept.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    model.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
-        **extra,
+        eos_token_id=sorted(ends) or None,
     )
+    try:
+        out = model.generate(ids, attention_mask=mask, **extra)
+    finally:
+        model.generation_config = kept
     return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,6 +82,15 @@ def check_arguments(given: Mapping[str, Any], input_ids: torch.Tensor, attention
             "position_ids are not those of the attention mask, which an ICLM goes by; several examples in one sequence need "
             "branch_ids, for each has a route of its own"
         )
+
+
+def warn_of_missing_labels() -> None:
+    """Warn of a Trainer that keeps the labels to itself: it trains less than an ICLM, on other routes."""
+    warnings.warn(
+        "the Trainer kept the labels to itself, as label_smoothing_factor and compute_loss_func make it: the losses of router, modules and "
+        "independence are not in its loss, and the router reads all tokens, answers too (unless prompt_mask says which)",
+        stacklevel=3,
+    )
 
 
 def check_loading(given: Mapping[str, Any]) -> None:

@@ -235,7 +235,7 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base; a missing pad token becomes the end-of-text token."""
+    """Load the tokenizer of a base; a missing pad token becomes the end-of-text token (else that of the start, or of what is unknown)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(locate_base(name), **kwargs)
     except BackboneError:
@@ -243,7 +243,11 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     except Exception as error:
         raise BackboneError(f"base {name!r}: its tokenizer cannot be loaded: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise BackboneError(
+            f"base {name!r}: its tokenizer has no token to pad with (pad, eos, bos or unk); name one in its tokenizer_config.json"
+        )
     return tokenizer
 
 
@@ -384,7 +388,7 @@ def identify(model: PreTrainedModel) -> tuple[str, str]:
     The fingerprint is that of the weights before they were quantised: it says what the base is, not how it is kept.
 
     Raises:
-        BackboneError: its weights were quantised by someone else, so that it could not be recognised again.
+        BackboneError: its weights were quantised or rounded to float16 by someone else, so that it could not be recognised again.
     """
     noted = getattr(model, "iclm_loaded", None)
     if noted is not None:
@@ -394,6 +398,11 @@ def identify(model: PreTrainedModel) -> tuple[str, str]:
         raise BackboneError(
             f"{type(model).__name__} is quantised already ({packed} is packed); give the name of the model it was made "
             "from, and quantization: nf4 for a 4-bit base"
+        )
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        raise BackboneError(
+            f"{type(model).__name__} was loaded in float16, in which it may have been rounded so that it could not be recognised again; "
+            "give its name and dtype='float16', or load it in float32 or bfloat16"
         )
     return "none", fingerprint(dict(model.named_parameters()))
 

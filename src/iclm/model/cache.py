@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache, PreTrainedConfig
 
+from iclm.errors import ConfigurationError
 from iclm.model.plan import ActivationPlan, Route
 
 
@@ -21,18 +22,44 @@ class ICLMCache(DynamicCache):
         self.split_layer = split_layer
         self.plan: ActivationPlan | None = None
         self.route: Route | None = None
+        self.module: int | None = None  # number of the module that the plan runs alone, None for the mixture
 
-    def keep(self, plan: ActivationPlan, route: Route | None, fixed: tuple[int, ...]) -> None:
+    def keep(
+        self, plan: ActivationPlan, route: Route | None, fixed: tuple[int, ...], module: int | None = None
+    ) -> None:
         """Keep what was decided on the prompt, for all tokens after it.
 
         Args:
             plan, route: of the prompt; where routing is by token, later tokens follow the last one.
             fixed: the modules of every example in a mixture.
+            module: number of the module that runs alone, None for the mixture.
         """
+        self.module = module
         if route is not None and route.tokens is not None:
             route = Route(route.indices, route.weights)
             plan = ActivationPlan.mixture(route, fixed=fixed)
         self.plan, self.route = plan, route
+
+    def check(self, module: int | None, route: torch.Tensor | Route | None) -> None:
+        """Raise `ConfigurationError` for a module or a route that is not the one whose keys and values the cache holds."""
+        if self.plan is None:
+            return
+        if module != self.module:
+            raise ConfigurationError(
+                "past_key_values holds the keys and values of another module than the one asked for; a module goes on with the "
+                "cache of its own prompt"
+            )
+        if route is None or route is self.route or self.route is None:
+            return
+        indices = route.indices if isinstance(route, Route) else route
+        indices = indices[:, None] if indices.dim() == 1 else indices
+        if indices.shape != self.route.indices.shape or not torch.equal(
+            indices.to(self.route.indices), self.route.indices
+        ):
+            raise ConfigurationError(
+                "route differs from that of past_key_values, whose keys and values are of the modules chosen on the prompt; leave it "
+                "out, or run the prompt again"
+            )
 
     def rows_of(self, examples: torch.Tensor) -> torch.Tensor:
         """Row numbers [n * width] of the examples [n] named by index."""

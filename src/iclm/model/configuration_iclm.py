@@ -173,6 +173,18 @@ class ICLMConfig(PreTrainedConfig):
         super().__init__(**kwargs)
         self.check()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; a `base` that is no entry of the configuration, but a model or its name, is handed on to
+        `ICLMForCausalLM.from_pretrained` among what is not used (`return_unused_kwargs`)."""
+        base = kwargs.pop("base", None)
+        if isinstance(base, dict):
+            config_dict = {**config_dict, "base": base}
+        found = super().from_dict(config_dict, **kwargs)
+        if isinstance(found, tuple) and base is not None and not isinstance(base, dict):
+            found[1]["base"] = base
+        return found
+
     @property
     def modules(self) -> tuple[int, ...]:
         """Numbers of the modules that there are: 0 the invariant module, 1 + i domain module i."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import GenerationMixin
+
+from iclm.model.plan import Route
 
 
 class RoutedGenerationMixin(GenerationMixin):
@@ -13,6 +16,17 @@ class RoutedGenerationMixin(GenerationMixin):
     The cache is made by the model, which knows rows and routes, not by `generate`; and the route of the first forward pass
     is handed to all later ones, so that decoding without a cache takes the same modules as decoding with one.
     """
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a route that was given is expanded too, so that every beam of an example follows it."""
+        route = kwargs.pop("route", None)
+        ids, expanded = super()._expand_inputs_for_generation(expand_size, *args, **kwargs)
+        if isinstance(route, Route):
+            examples = torch.arange(len(route.indices), device=route.indices.device)
+            route = route.select(examples.repeat_interleave(expand_size)) if expand_size > 1 else route
+        elif route is not None:
+            route = route.repeat_interleave(expand_size, dim=0)
+        return ids, expanded if route is None else {**expanded, "route": route}
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

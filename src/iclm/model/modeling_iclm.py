@@ -9,6 +9,7 @@ Source: Gendron et al., Can Large Language Models Learn Independent Causal Mecha
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterable
@@ -17,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from iclm.errors import BackboneError, ConfigurationError
 from iclm.model import checkpoint
 from iclm.model.aggregator import build_aggregator, weigh
-from iclm.model.arguments import KeepsDtypes, check_arguments, check_loading
+from iclm.model.arguments import KeepsDtypes, check_arguments, check_loading, warn_of_missing_labels
 from iclm.model.attention import use_fast_attention
 from iclm.model.backbone import (
     Head,
@@ -50,6 +51,7 @@ from iclm.model.routing import RoutingMixin
 from iclm.yaml_file import place_of
 
 LOADING_INFO = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # an ICLM lies on one device, whichever is asked for
 BASE_OPTIONS = ("attn_implementation", "revision", "token", "local_files_only")
 
 
@@ -149,12 +151,15 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
             raise ConfigurationError(
                 f"config is given, so {next(iter(settings))} would change nothing; set it in the config"
             )
-        config = config if config is not None else ICLMConfig(**settings)
+        config = (
+            ICLMConfig(**settings) if config is None else copy.deepcopy(config)
+        )  # a base's fingerprint is noted in it
         if isinstance(base, str):
             config.base["name"] = place_of(base)
             base = load_base(base, dtype, quantization)
         else:
-            config.base.setdefault("name", getattr(base.config, "_name_or_path", "") or "")
+            name = getattr(base.config, "_name_or_path", "") or ""
+            config.base.setdefault("name", place_of(name) if name else "")
         return cls(config, base)
 
     @classmethod
@@ -174,7 +179,8 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
             pretrained_model_name_or_path: the folder.
             base: the base model, or where it lies now, if not where the configuration says.
             dtype, quantization: of the base's weights; "auto" and None mean as they were when the ICLM was made.
-            kwargs: `device_map` (a device, or {"": device}) moves the model there; `attn_implementation`, `revision`, `token`
+            kwargs: `device_map` (a device, {"": device}, or "auto" for a GPU if there is one) moves the model there;
+                `generation_config` takes the place of the folder's; `attn_implementation`, `revision`, `token`
                 and `local_files_only` are for the base; what transformers passes and means nothing here is ignored.
 
         Raises:
@@ -186,7 +192,10 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         if kwargs.get("torch_dtype") is not None and dtype in (None, "auto"):
             dtype = kwargs["torch_dtype"]  # the name of transformers before 4.56
         folder = Path(pretrained_model_name_or_path)
-        config = checkpoint.read_config(folder) if config is None else config
+        if config is None:
+            config = checkpoint.read_config(folder)
+        elif config._attn_implementation_internal is not None:  # AutoModelForCausalLM leaves it there
+            kwargs.setdefault("attn_implementation", config._attn_implementation_internal)
         state = checkpoint.read_weights(folder)
         if not isinstance(base, PreTrainedModel):
             options = {name: kwargs[name] for name in BASE_OPTIONS if kwargs.get(name) is not None}
@@ -194,9 +203,15 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
             base = checkpoint.load_named_base(config, base, dtype, quantization, **options)
         model = cls(config, base)
         checkpoint.load_own_state(model, state, folder)
+        given = kwargs.get("generation_config")
+        saved = (folder / "generation_config.json").is_file()
+        if given is not None or saved:
+            model.generation_config = GenerationConfig.from_pretrained(folder) if given is None else given
         device = kwargs.get("device_map")
         device = next(iter(device.values())) if isinstance(device, dict) else device
-        if device not in (None, "auto"):
+        if device in DEVICE_MAPS:
+            device = "cuda" if torch.cuda.is_available() else None
+        if device is not None:
             model.to(device)
         model.eval()
         if kwargs.get("output_loading_info"):  # anything missing or unexpected was an error
@@ -212,9 +227,11 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
 
         Args:
             save_directory: made if it does not exist.
-            kwargs: `state_dict` (of the whole model, as the Trainer passes it) is reduced to our own entries; the
-                rest of transformers' options are accepted and ignored.
+            kwargs: `state_dict` (of the whole model, as the Trainer passes it) is reduced to our own entries; with
+                `is_main_process` False nothing is written; the rest of transformers' options are accepted and ignored.
         """
+        if not kwargs.get("is_main_process", True):
+            return
         state = self.own_state_dict()
         given = kwargs.get("state_dict")
         if given is not None:
@@ -349,6 +366,8 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         decision: list[Route | None] = [None]
         owner = packing.owner if packing is not None else torch.arange(batch, device=input_ids.device)
         number = None if every_module else self.module_number(module)
+        if past_key_values is not None:
+            past_key_values.check(number, route)
 
         def make_plan(hidden: torch.Tensor) -> ActivationPlan:
             if past_key_values is not None and past_key_values.plan is not None:
@@ -357,10 +376,13 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
             shared = None if packing is None else owner
             if number is not None:
                 return ActivationPlan.everywhere((number,), batch, shared, input_ids.device)
-            decision[0] = self._decide(
-                route,
-                self._prompt(input_ids, mask[:, past:], hidden, prompt_mask, packing, domain_ids, router_features),
-            )
+            if route is not None or self.router is None:
+                decision[0] = self._given(route, len(owner), tokens)
+            else:
+                readable = mask[:, past:]
+                decision[0] = self._decide(
+                    self._prompt(input_ids, readable, hidden, prompt_mask, packing, domain_ids, router_features)
+                )
             if every_module:
                 return ActivationPlan.everywhere(self.config.modules, batch, shared, input_ids.device, decision[0])
             assert decision[0] is not None
@@ -377,7 +399,7 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         hidden = self._run_decoder(activation, input_ids, mask, packing, past_key_values)
         assert activation.plan is not None
         if past_key_values is not None:
-            past_key_values.keep(activation.plan, decision[0], fixed)
+            past_key_values.keep(activation.plan, decision[0], fixed, number)
         return Encoded(hidden, activation.plan, decision[0], past_key_values if use_cache else None)
 
     def forward(
@@ -424,6 +446,8 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         packing = None if branch_ids is None else Packing.of(branch_ids)
         if use_cache is None:
             use_cache = not self.training and bool(self.base._supports_default_dynamic_cache())
+        if labels is None and num_items_in_batch is not None and self.router is not None:
+            warn_of_missing_labels()
         if packing is not None and labels is None:
             raise ConfigurationError("branch_ids needs labels; logits are returned for one example a sequence only")
         encoded = self.encode(

@@ -85,16 +85,21 @@ class RoutingMixin:
             raise ConfigurationError(f"router_features is {list(features.shape)}; for this batch it must be {wanted}")
         return features.float()
 
-    def _decide(self, route: torch.Tensor | Route | None, prompt: Prompt) -> Route | None:
-        if self.router is None:
+    def _given(self, route: torch.Tensor | Route | None, examples: int, tokens: int) -> Route | None:
+        """A route that is given, for so many examples of so many tokens; None without domain modules."""
+        if self.router is None or route is None:
             return None
+        count = len(route.indices) if isinstance(route, Route) else len(route)
+        if count != examples:
+            raise ConfigurationError(f"route is for {count} examples; the batch has {examples}")
         if isinstance(route, Route):
-            return route.extended(prompt.tokens.shape[1])
-        if route is not None:
-            if route.shape[0] != prompt.examples:
-                raise ConfigurationError(f"route is for {route.shape[0]} examples; the batch has {prompt.examples}")
-            return Route.to(check_domains(route, self.config.num_domains))
-        return self.router(prompt)
+            return route.extended(tokens)
+        return Route.to(check_domains(route, self.config.num_domains))
+
+    def _decide(self, prompt: Prompt) -> Route:
+        """The router's own decision, at full precision also under autocast: a prompt goes where it goes without."""
+        with torch.autocast(prompt.tokens.device.type, enabled=False):
+            return self.router(prompt)
 
     @torch.no_grad()
     def _read(self, input_ids: torch.Tensor, mask: torch.Tensor, packing: Packing | None) -> torch.Tensor:
@@ -133,14 +138,15 @@ class RoutingMixin:
         Raises:
             ConfigurationError: there is no router, or the batch's own `router_features` are of another shape.
         """
-        branch_ids, prompt = batch.get("branch_ids"), batch.get("prompt_mask")
+        branch_ids, prompt, mask = batch.get("branch_ids"), batch.get("prompt_mask"), batch.get("attention_mask")
+        mask = torch.ones_like(batch["input_ids"]) if mask is None else mask
         packing = None if branch_ids is None else Packing.of(branch_ids)
         given = batch.get("router_features")
         if given is not None:
             return self._check_features(given, len(batch["input_ids"] if packing is None else packing.owner))
         if prompt is None and "labels" in batch:
-            prompt = before_labels(batch["labels"], branch_ids, batch["attention_mask"])
-        return self.router_features(batch["input_ids"], batch["attention_mask"], prompt, packing)
+            prompt = before_labels(batch["labels"], branch_ids, mask)
+        return self.router_features(batch["input_ids"], mask, prompt, packing)
 
     @torch.no_grad()
     def route(
@@ -150,13 +156,16 @@ class RoutingMixin:
         if self.router is None:
             return None
         hidden = self._read(input_ids, attention_mask, None)
-        return self.router(self._prompt(input_ids, attention_mask, hidden, None, None, domain_ids))
+        return self._decide(self._prompt(input_ids, attention_mask, hidden, None, None, domain_ids))
 
     def fit_router(self, batches: Iterable[dict[str, torch.Tensor]]) -> int:
         """Start the router from batches of training examples (keys as for `forward`); returns how many there were, or
         with router_level "token" how many prompt tokens.
 
         A router that learns nothing from examples is left as it is, and 0 is returned.
+
+        Raises:
+            ConfigurationError: there is no batch.
         """
         if not isinstance(self.router, LearnedRouter):
             return 0
@@ -165,6 +174,8 @@ class RoutingMixin:
             batch = {name: tensor.to(self.device) for name, tensor in given.items()}
             features.append(self.batch_features(batch))
             domains += [batch["domain_ids"]] if "domain_ids" in batch else []
+        if not features:
+            raise ConfigurationError("fit_router got no batch; a router is started from training examples")
         joined, every = torch.cat(features), -(-sum(map(len, features)) // ROUTER_UNITS)
         known = self.router.level == "input" and sum(map(len, domains)) == len(joined)
         self.router.fit(joined[::every], torch.cat(domains)[::every] if known else None)

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,7 @@ def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
     check_folder_place(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
-    is_run = _is_run(out, resume=resume)
-    if not is_run:
+    if not _is_run(out):
         raise ConfigurationError(
             f"{out} is not a run folder, so it is neither replaced nor resumed; choose another --out"
         )
@@ -70,20 +70,22 @@ def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
         check_own(out, OURS, "a run folder")
 
 
-def _is_run(out: Path, *, resume: bool) -> bool:
-    """Whether a folder holds a run: a recipe that was only just written out is one to go on with, but somebody's own recipe none."""
+def _is_run(out: Path) -> bool:
+    """Whether a folder holds a run; one that was killed at once left its recipe, written out, and nothing else."""
     if not (out / RECIPE).is_file():
         return False
-    if resume or any((out / name).exists() for name in (FINISHED, LOG, CHECKPOINTS, STAGES)):
+    if any((out / name).exists() for name in (FINISHED, LOG, CHECKPOINTS, STAGES)):
         return True
     found = _recipe(out / RECIPE)
-    return found is not None and dump_recipe(found) == (out / RECIPE).read_text(encoding="utf-8")
+    alone = not any(child.name != RECIPE and not child.name.startswith(".iclm-") for child in out.iterdir())
+    return alone and found is not None and dump_recipe(found) == (out / RECIPE).read_text(encoding="utf-8")
 
 
 def clear_folder(out: Path) -> None:
-    """Empty a folder, which is not removed itself: it may be a link, or the current one."""
+    """Remove what a run left in a folder, which is not removed itself: it may be a link, or the current one."""
     for child in out.iterdir() if out.is_dir() else ():
-        shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+        if any(fnmatch(child.name, name) for name in OURS):
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
 
 def checkpoints_of(out: Path, stage: Stage) -> Path:
@@ -150,7 +152,8 @@ def resumption(recipe: Recipe, out: Path) -> Resumption:
     saved = out / RECIPE
     if saved.is_file() and _recipe(saved) != recipe:
         raise CheckpointError(
-            f"{saved} differs from the recipe given; --resume needs the recipe that the run began with"
+            f"{saved} differs from the recipe given, or a file of it has changed since; --resume needs the recipe and the data that the run "
+            "began with"
         )
     if (out / FINISHED).is_file():
         raise ConfigurationError(f"{out} is finished; there is nothing to resume")

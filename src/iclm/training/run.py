@@ -22,7 +22,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from iclm.data.collation import Pack, encode
 from iclm.data.files import atomic_write
-from iclm.data.loading import overlap, read_sources, source_name, training_data
+from iclm.data.loading import overlap, pinned, read_sources, source_name, training_data
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.runs import FINISHED, context_length, diverged
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
@@ -175,7 +175,7 @@ def train(
     """
     out = Path(out)
     started = time.perf_counter()
-    recipe = parse_recipe(recipe.model_dump())  # a recipe may have been changed since it was read
+    recipe = _with_pinned_files(parse_recipe(recipe.model_dump()))  # a recipe may have been changed since it was read
     check_folder(out, overwrite=overwrite, resume=resume)
     check_quantization(recipe.quantization)
     _check_validation(recipe)
@@ -256,6 +256,12 @@ def train(
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     wait_for_all()
     return model, values
+
+
+def _with_pinned_files(recipe: Recipe) -> Recipe:
+    """The recipe with the SHA-256 of every file noted, so that a run says what it saw, and does not go on with other data."""
+    data = {field: [*map(pinned, getattr(recipe.data, field))] for field in ("train", "validation")}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
 
 
 def _check_processes(arguments: TrainingArguments, place: Resumption) -> None:

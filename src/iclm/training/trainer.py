@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from iclm.data.collation import LengthBucketedBatches, Pack, collate
+from iclm.errors import ConfigurationError
 from iclm.model import checkpoint
 from iclm.model.health import CollapseWatch, RouterHealth
 from iclm.model.modeling_iclm import ICLMForCausalLM
@@ -99,6 +100,10 @@ class ICLMTrainer(Trainer):
         stage: Stage | None = None,
         **kwargs: Any,
     ) -> None:
+        if args.label_smoothing_factor:
+            raise ConfigurationError(
+                f"label_smoothing_factor is {args.label_smoothing_factor}; the losses of an ICLM are its own, and know no smoothing"
+            )
         self.router_examples, self.pad, self.batch_tokens = router_examples, pad, batch_tokens
         self.rates, self.independence, self.stage = rates or Rates(), independence or Ramp(), stage or Stage()
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
