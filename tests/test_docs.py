@@ -74,15 +74,11 @@ def diagnosed(report):
     verdicts = {verdict["figure"]: verdict["value"] for verdict in report["verdicts"]}
     sides = report["interventions"]["swap"]["routed"]
     assert [side["source"] for side in sides] == ["domain_0", "domain_1"] and all(side["n"] == 120 for side in sides)
-    own, other = (
-        sum(side["accuracy"][abs(number - shift)]["correct"] for number, side in enumerate(sides)) / 240
-        for shift in (0, 1)
-    )
+    swapped = [side["accuracy"][abs(number - shift)]["value"] for number, side in enumerate(sides) for shift in (0, 1)]
     hsic = "dependence of invariant and domain states, normalised HSIC, "
     return [
         verdicts["routing accuracy"],
-        own,
-        other,
+        *swapped,
         verdicts[hsic + "symbolic"],
         verdicts[hsic + "text"],
         verdicts["domain told from invariant states"],

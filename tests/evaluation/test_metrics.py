@@ -1,12 +1,20 @@
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from iclm.errors import ConfigurationError, DataError
-from iclm.evaluation.metrics import Accuracy, exact_match, majority_baseline, partial_match, wilson_interval
+from iclm.evaluation.metrics import (
+    Accuracy,
+    design_effect,
+    exact_match,
+    majority_baseline,
+    partial_match,
+    wilson_interval,
+)
 
 
 # R. G. Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17, 1998, table I,
@@ -127,3 +135,31 @@ def test_majority_baseline_is_the_best_constant_response(answers):
 
 def test_majority_baseline_of_no_answer_is_empty():
     assert majority_baseline([]) == Accuracy(0, 0)
+
+
+def test_questions_of_one_problem_that_stand_or_fall_together_count_as_one():
+    right = [True] * 8 + [False] * 4
+    assert design_effect(right, range(12)) == design_effect(right, [None] * 12) == 1.0
+    together = [number // 4 for number in range(12)]
+    assert design_effect(right, together) == pytest.approx(11 / 2)  # (n - 1) / (G - 1)
+    assert design_effect(right, [f"p{number}" for number in together]) == pytest.approx(11 / 2)
+    assert design_effect([True, False] * 6, together) == 1.0  # below 1 without the bound: as many right in each problem
+    assert design_effect([True] * 12, together) == design_effect(right, [0] * 12) == design_effect([], []) == 1.0
+    found = Accuracy.of(right, together)
+    assert (found.correct, found.n, found.value) == (8, 12, 8 / 12)
+    assert (found.low, found.high) == pytest.approx(wilson_interval(8 / 5.5, 12 / 5.5)) and found.to_dict()["effect"] == pytest.approx(5.5)
+    assert "effect" not in Accuracy.of(right, range(12)).to_dict()
+    assert (Accuracy.of([True] * 4, [0] * 4).high, Accuracy.of([False] * 4, [0] * 4).low) == (1.0, 0.0)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says_where_questions_come_in_problems():
+    rng, held = np.random.default_rng(0), np.zeros(2)
+    for _ in range(600):
+        ease = rng.beta(
+            2.1, 0.9, size=60
+        )  # of each problem: its four questions are right together more often than by chance
+        right = (rng.random((60, 4)) < ease[:, None]).reshape(-1).tolist()
+        groups = [number // 4 for number in range(240)]
+        for place, found in enumerate((Accuracy.of(right, groups), Accuracy(sum(right), 240))):
+            held[place] += found.low <= 0.7 <= found.high
+    assert held[0] / 600 > 0.93 and held[1] / 600 < 0.9

@@ -125,7 +125,7 @@ def accuracy_gap(iid: Section, ood: Section) -> Section:
 
 
 def _counts(values: Section) -> Accuracy:
-    return Accuracy(values["correct"], values["n"])
+    return Accuracy(values["correct"], values["n"], values.get("effect", 1.0))
 
 
 def _gap(value: float, low: float, high: float) -> dict[str, float]:

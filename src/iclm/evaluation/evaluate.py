@@ -73,16 +73,17 @@ def accuracies(
 ) -> ModuleResult:
     """Sum up which examples a module answered right."""
     kinds = sorted({item.example.kind for item in examples if item.example.kind is not None})
+    groups = [item.example.group for item in examples]
     by_kind = {}
     for kind in kinds:
-        of_kind = [right for item, right in zip(examples, correct, strict=True) if item.example.kind == kind]
-        by_kind[kind] = Accuracy(sum(of_kind), len(of_kind))
+        chosen = [number for number, item in enumerate(examples) if item.example.kind == kind]
+        by_kind[kind] = Accuracy.of([correct[number] for number in chosen], [groups[number] for number in chosen])
     return ModuleResult(
         module,
-        Accuracy(sum(correct), len(correct)),
+        Accuracy.of(correct, groups),
         by_kind,
         tuple(bool(right) for right in correct),
-        None if partial is None else Accuracy(sum(partial), len(partial)),
+        None if partial is None else Accuracy.of(partial, groups),
     )
 
 

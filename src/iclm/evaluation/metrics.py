@@ -2,12 +2,15 @@
 
 Gendron et al., 2024, arXiv 2402.02636: exact and partial matching of an answer with a response.
 E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927: the interval.
+L. Kish, "Survey Sampling", 1965: the design effect of questions that come in problems.
 """
+
+from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 from iclm.errors import ConfigurationError, DataError
 
 
-def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(correct: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of the success rate behind `correct` successes in `n` trials.
 
     With p = correct / n and z the normal quantile at (1 + confidence) / 2:
@@ -25,7 +28,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     Unlike p ± z · sqrt(p(1 - p)/n), it stays inside [0, 1] and keeps a width when p is 0 or 1.
 
     Args:
-        correct: number of successes, 0 <= correct <= n.
+        correct: number of successes, 0 <= correct <= n; fractional where trials count for less than one each.
         n: number of trials; 0 gives (0.0, 1.0), as nothing is known yet.
         confidence: coverage wanted, inside (0, 1).
 
@@ -52,6 +55,33 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     return low, high
 
 
+def design_effect(right: Sequence[bool], groups: Sequence[Hashable]) -> float:
+    """How many questions that come in problems tell as much as one that comes alone; at least 1 (Kish, 1965).
+
+    With p the share of right answers to n questions, and s_g of the m_g questions of each of G problems answered right:
+
+        ( G / (G - 1) · Σ_g (s_g - p m_g)² / n² )  /  ( p (1 - p) / (n - 1) )
+
+    is the variance of p over problems beside that over independent questions: 1 where each problem has one question, about m
+    where the m questions of a problem are all right or all wrong together.
+
+    Args:
+        right: whether each question was answered right, [n].
+        groups: the problem of each; a question whose problem is None is one of its own.
+    """
+    n, total = len(right), sum(right)
+    problems: dict[Hashable, list[int]] = {}
+    for number, (answer, group) in enumerate(zip(right, groups, strict=True)):
+        entry = problems.setdefault((None, number) if group is None else (group,), [0, 0])
+        entry[0] += bool(answer)
+        entry[1] += 1
+    if total in (0, n) or len(problems) in (1, n):
+        return 1.0
+    p, count = total / n, len(problems)
+    between = count / (count - 1) * sum((s - p * m) ** 2 for s, m in problems.values()) / n**2
+    return max(1.0, between * (n - 1) / (p * (1 - p)))
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """A share of right answers with its 95% Wilson interval; prints as `0.812 [0.78, 0.84]`."""
@@ -60,10 +90,17 @@ class Accuracy:
     """Number of right answers."""
     n: int
     """Number of questions asked."""
+    effect: float = 1.0
+    """Their design effect: so many of them tell as much as an independent one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.correct <= self.n:
             raise ConfigurationError(f"Accuracy({self.correct}, {self.n}): it must be that 0 <= correct <= n")
+
+    @classmethod
+    def of(cls, right: Sequence[bool], groups: Sequence[Hashable]) -> Accuracy:
+        """Of answers to questions, some of which are of one problem: see `design_effect` for both."""
+        return cls(int(sum(right)), len(right), design_effect(right, groups))
 
     @property
     def value(self) -> float | None:
@@ -72,17 +109,18 @@ class Accuracy:
 
     @property
     def low(self) -> float:
-        """Lower end of the 95% Wilson interval."""
-        return wilson_interval(self.correct, self.n)[0]
+        """Lower end of the 95% Wilson interval of n / effect questions."""
+        return wilson_interval(self.correct / self.effect, self.n / self.effect)[0]
 
     @property
     def high(self) -> float:
-        """Upper end of the 95% Wilson interval."""
-        return wilson_interval(self.correct, self.n)[1]
+        """Upper end of the 95% Wilson interval of n / effect questions."""
+        return wilson_interval(self.correct / self.effect, self.n / self.effect)[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """The five figures under their names, ready for JSON (`value` is null without a question)."""
-        return {"correct": self.correct, "n": self.n, "value": self.value, "low": self.low, "high": self.high}
+        """The figures under their names, ready for JSON (`value` is null without a question); `effect` where it is not 1."""
+        found = {"correct": self.correct, "n": self.n, "value": self.value, "low": self.low, "high": self.high}
+        return found if self.effect == 1.0 else {**found, "effect": self.effect}
 
     def __str__(self) -> str:
         value = "n/a" if self.value is None else f"{self.value:.3f}"

@@ -146,8 +146,14 @@ class Side:
     def accuracy(self, module: str) -> dict[str, Any]:
         """Accuracy over all examples and by domain."""
         right, domains = self.correct[module], self.domains
-        by_domain = {name: accuracy_of(right[domains == name]).to_dict() for name in sorted(set(domains.tolist()))}
-        return {"overall": accuracy_of(right).to_dict(), "by_domain": by_domain}
+        groups = [item.example.group for item in self.examples]
+
+        def of(chosen: np.ndarray) -> dict[str, Any]:
+            numbers = np.flatnonzero(chosen).tolist()
+            return Accuracy.of([bool(right[i]) for i in numbers], [groups[i] for i in numbers]).to_dict()
+
+        by_domain = {name: of(domains == name) for name in sorted(set(domains.tolist()))}
+        return {"overall": of(np.ones(len(right), bool)), "by_domain": by_domain}
 
     def majority(self) -> dict[str, Any]:
         """Accuracy of always giving the most frequent answer of the domain."""
@@ -162,10 +168,6 @@ class Side:
 def domain_name(item: EncodedExample) -> str:
     """Name of an example's true domain, "unknown" where it has none."""
     return item.example.domain or "unknown"
-
-
-def accuracy_of(right: np.ndarray) -> Accuracy:
-    return Accuracy(int(right.sum()), len(right))
 
 
 def answer_with(
