@@ -144,10 +144,12 @@ def test_questions_of_one_problem_that_stand_or_fall_together_count_as_one():
     assert design_effect(right, together) == pytest.approx(11 / 2)  # (n - 1) / (G - 1)
     assert design_effect(right, [f"p{number}" for number in together]) == pytest.approx(11 / 2)
     assert design_effect([True, False] * 6, together) == 1.0  # below 1 without the bound: as many right in each problem
-    assert design_effect([True] * 12, together) == design_effect(right, [0] * 12) == design_effect([], []) == 1.0
+    assert design_effect([True] * 12, together) == 4.0  # nothing varies that could tell
+    assert design_effect(right, [0] * 12) == 12.0 and design_effect([], []) == 1.0
     found = Accuracy.of(right, together)
     assert (found.correct, found.n, found.value) == (8, 12, 8 / 12)
-    assert (found.low, found.high) == pytest.approx(wilson_interval(8 / 5.5, 12 / 5.5)) and found.to_dict()["effect"] == pytest.approx(5.5)
+    assert (found.low, found.high) == pytest.approx(wilson_interval(8 / 5.5, 12 / 5.5))
+    assert found.to_dict()["effect"] == pytest.approx(5.5)
     assert "effect" not in Accuracy.of(right, range(12)).to_dict()
     assert (Accuracy.of([True] * 4, [0] * 4).high, Accuracy.of([False] * 4, [0] * 4).low) == (1.0, 0.0)
 
@@ -155,9 +157,7 @@ def test_questions_of_one_problem_that_stand_or_fall_together_count_as_one():
 def test_the_interval_holds_the_truth_as_often_as_it_says_where_questions_come_in_problems():
     rng, held = np.random.default_rng(0), np.zeros(2)
     for _ in range(600):
-        ease = rng.beta(
-            2.1, 0.9, size=60
-        )  # of each problem: its four questions are right together more often than by chance
+        ease = rng.beta(2.1, 0.9, size=60)  # of each problem
         right = (rng.random((60, 4)) < ease[:, None]).reshape(-1).tolist()
         groups = [number // 4 for number in range(240)]
         for place, found in enumerate((Accuracy.of(right, groups), Accuracy(sum(right), 240))):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, Trainer, TrainingArguments
 
-from iclm.errors import BackboneError, ConfigurationError
-from iclm.model import ICLMConfig, ICLMForCausalLM
+from iclm.errors import BackboneError, CheckpointError, ConfigurationError
+from iclm.model import ICLMConfig, ICLMForCausalLM, Route
 from iclm.training.trainer import ICLMTrainer
 
 
@@ -155,12 +155,17 @@ def test_a_cache_goes_on_with_its_own_module_and_route_alone(make_iclm, batch):
             model(longer[:, -1:], past_key_values=past, module=module).logits[:, -1], right, rtol=0, atol=1e-5
         )
     past = model(ids).past_key_values
-    for other in (1 - own, 1 - own[:, None], own.repeat(2)):
+    with pytest.raises(ConfigurationError, match="another module"):
+        model.encode(longer[:, -1:], past_key_values=past, every_module=True)
+    for other in (1 - own, 1 - own[:, None], own.repeat(2), Route(own[:, None], torch.full((1, 1), 0.5))):
         with pytest.raises(ConfigurationError, match="route differs from that of past_key_values"):
             model(longer[:, -1:], past_key_values=past, route=other)
     with pytest.raises(ConfigurationError, match="another module"):
         model.generate(ids, past_key_values=past, module="domain_0", max_new_tokens=2)
     model(longer[:, -1:], past_key_values=past, route=own)
+    past.reset()
+    model(ids, past_key_values=past, route=1 - own)  # another prompt
+    assert torch.equal(past.route.indices[:, 0], 1 - own)
 
 
 @torch.no_grad()
@@ -201,7 +206,7 @@ def test_a_router_is_started_from_batches_of_which_there_is_one(make_iclm, batch
 
 
 @torch.no_grad()
-def test_under_autocast_prompts_go_where_they_go_without(make_iclm, random_prompts, padded):
+def test_under_autocast_a_router_decides_in_full_precision(make_iclm, random_prompts, padded):
     model = make_iclm(num_domains=3, router="gumbel")
     batch = padded(random_prompts([3 + n % 10 for n in range(40)], seed=7))
     seen = []
@@ -290,6 +295,9 @@ def test_what_generates_is_saved_and_read_back(make_iclm, tmp_path):
     for loader in (ICLMForCausalLM, AutoModelForCausalLM):
         found = loader.from_pretrained(tmp_path, base=model.config.base["name"]).generation_config
         assert (found.eos_token_id, found.max_new_tokens) == ([1, 5], 7)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json is damaged"):
+        ICLMForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("loader", [ICLMForCausalLM, AutoModelForCausalLM])
@@ -300,6 +308,9 @@ def test_options_of_the_base_reach_it_by_every_way(saved, tiny_llama_folder, tmp
     assert found.base.config._name_or_path == str(tmp_path / "moved")
     base = AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
     assert loader.from_pretrained(saved, base=base).base is base
+    given = ICLMForCausalLM.from_pretrained(saved, attn_implementation="eager").config
+    again = loader.from_pretrained(saved, config=given, dtype="bfloat16")
+    assert again.base.config._attn_implementation != "eager" and given.base["dtype"] == "float32"
     assert loader.from_pretrained(saved, device_map="balanced").device.type in ("cpu", "cuda")
 
 

@@ -197,6 +197,9 @@ def test_data_tuned_as_something_without_tries(values, others, changes, fault):
         study_of(values, data=data, search=SEARCH, **changes)
 
 
+SPLITS_OF = ("train", "validation", "test")
+
+
 def regime(name, split, seed):
     return {"acre": name, "split": split, "seed": seed, "problems": 2, "format": "text"}
 
@@ -220,6 +223,22 @@ def test_what_is_tuned_as_other_data_is_not_tuned_on_what_its_tests_hold_out(val
     for part, split in (("train", "train"), ("validation", "val"), ("test", "test")):
         raven[part] = [{"raven": "center_single", "split": split, "problems": 2, "format": "text"}]
     study_of(values, data={**values["data"], "raven": raven}, search=SEARCH)  # other problems altogether
+    four = {
+        **{part: [{**sources[0], "raven": "distribute_four"}] for part, sources in raven.items() if part in SPLITS_OF},
+        "model": {"num_domains": 1},
+        "tuned_as": "raven",
+    }
+    raven.pop("tuned_as")
+    study_of(values, data={**values["data"], "raven": raven, "four": four}, search=SEARCH)  # nothing of it is held out
+    four |= {"train": raven["train"], "validation": raven["validation"]}
+    raven["validation"] = [{**raven["validation"][0], "raven": "distribute_four"}]
+    raven["train"] = [{**raven["train"][0], "raven": "distribute_four"}]
+    with pytest.raises(ValueError, match=r"data\.four\.tuned_as is 'raven', whose validation\.0 lies outside"):
+        study_of(values, data={**values["data"], "raven": raven, "four": four}, search=SEARCH)
+    official = {"file": "IID_val.json", "format": "text"}
+    data = {"acre": {**values["data"]["acre"], "validation": [official]}, "sys": {**own, "tuned_as": "acre"}}
+    with pytest.raises(ValueError, match=r"data\.sys\.tuned_as is 'acre', whose validation\.0 lies outside"):
+        study_of(values, data=data, search=SEARCH, grid=blocks)
 
 
 @pytest.mark.parametrize(
@@ -445,6 +464,45 @@ def test_panels_are_asked_for_once_however_many_ways_they_are_scored(values, tmp
         (1, "sum"),
         (2, "mean"),
     ]
+
+
+def test_a_study_goes_on_with_jobs_of_an_earlier_version(values, tmp_path):
+    study = study_of(values, grid=[{"methods": ["base", "lora"], "seeds": [0]}])
+    runner.Study(study, tmp_path / "s").run()
+    now = summarise(collect([tmp_path / "s"]), resamples=100)
+    folder = next(path for path in (tmp_path / "s" / runner.JOBS).iterdir() if "lora" in (path / job.SPEC).read_text())
+    for name in (job.SPEC, job.DONE):
+        found = json.loads((folder / name).read_text())
+        for source in found.get("evaluate", ()):
+            del source["sha256"], source["score"]
+        for kinds in found.get("questions", ()):
+            kinds.pop("indirect by exclusion", None)
+        (folder / name).write_text(json.dumps(found))
+    rows = [json.loads(line) for line in (folder / job.ROWS).read_text().splitlines()]
+    for row in rows:
+        del row["score"], row["given"]
+    (folder / job.ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert not runner.Study(study, tmp_path / "s").state.waiting
+    then = summarise(collect([tmp_path / "s"]), resamples=100)
+    assert [g["kind"] for g in then["groups"]] == [g["kind"] for g in now["groups"]]
+    plain = [[{k: v for k, v in f.items() if k != "taken"} for f in found["figures"]] for found in (now, then)]
+    assert plain[0] == plain[1]
+
+
+def test_sources_of_several_kinds_of_problems_are_reported_together(values, tmp_path):
+    acre = values["data"]["acre"]
+    one = {"acre": "IID", "split": "test", "problems": 1, "format": "symbolic"}  # none of its questions needs exclusion
+    others = [
+        {"corr2cause": "official", "split": "test", "problems": 4},
+        {"raven": "center_single", "split": "test", "problems": 3, "format": "text"},
+    ]
+    data = {"acre": {**acre, "test": [one, *acre["test"], *others]}}
+    study = study_of(values, data=data, grid=[{"methods": ["base", "lora"], "seeds": [0]}])
+    runner.Study(study, tmp_path / "s").run()
+    found = summarise(collect([tmp_path / "s"]), resamples=100)
+    assert all(group["n"] > 0 for group in found["groups"])
+    labels = [(group["group"], group["format"], group["kind"]) for group in found["groups"]]
+    assert len(labels) == len(set(labels)) and not any(f["mean"] != f["mean"] for f in found["figures"])
 
 
 LETTERS = [{"raven": "center_single", "problems": 2, "format": "text"}]

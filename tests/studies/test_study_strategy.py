@@ -7,7 +7,7 @@ from iclm.data.audit.strategies import BY_NAME, STRATEGIES, ContainmentRule, Sha
 from iclm.data.loading import read_source
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource, parse_recipe
-from iclm.studies.study.rows import from_bits, from_given, given_of, kinds_of
+from iclm.studies.study.rows import bits, from_bits, from_given, given_of, kinds_of
 from iclm.studies.study.strategy import run_strategy
 
 
@@ -58,7 +58,9 @@ def test_the_containment_rule_misses_what_needs_exclusion_and_nothing_else(regim
 
 def test_what_is_no_question_of_acre_needs_no_exclusion():
     found = read_source(DataSource.model_validate({"raven": "left_right", "problems": 2, "format": "text"}))
-    assert not any(needs_exclusion(found)) and "indirect by exclusion" not in kinds_of(found)
+    assert not any(needs_exclusion(found))
+    asked = Example((Message("user", "?"),), ("off", "undetermined", "on"), "on", kind="indirect")
+    assert kinds_of([asked]) == {"indirect": bits([True])}  # without trials there is nothing to exclude
 
 
 def test_choices_that_were_taken_are_written_in_a_digit_each():

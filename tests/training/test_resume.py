@@ -157,10 +157,24 @@ def test_an_interruption_before_the_first_checkpoint_leaves_a_run_that_can_be_re
 def test_a_resume_from_the_start_leaves_what_is_not_of_the_run(make_recipe, tmp_path):
     interrupt(make_recipe(**SETTINGS), tmp_path / "run", 1)
     (tmp_path / "run" / "plots").mkdir()
-    for name in ("NOTES.md", "plots/loss.svg"):
+    mine = ("NOTES.md", "plots/loss.svg", "base.safetensors", "vocabulary.csv", "lora/paper.md")
+    (tmp_path / "run" / "lora").mkdir()
+    for name in mine:
         (tmp_path / "run" / name).write_text("mine")
     train(make_recipe(**SETTINGS), tmp_path / "run", resume=True, progress_bar=False)
-    assert all((tmp_path / "run" / name).read_text() == "mine" for name in ("NOTES.md", "plots/loss.svg"))
+    assert all((tmp_path / "run" / name).read_text() == "mine" for name in mine)
+
+
+def test_a_run_on_a_file_that_was_begun_before_it_was_noted_goes_on(make_recipe, tmp_path):
+    line = '{"input": [{"role": "user", "content": "%d + 1 ="}], "ideal": "2"}\n'
+    (tmp_path / "own.jsonl").write_text("".join(line % number for number in range(24)))
+    settings = {**SETTINGS, "data": {"train": [{"file": str(tmp_path / "own.jsonl")}]}}
+    interrupt(make_recipe(**settings), tmp_path / "run", 4)
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    del saved["data"]["train"][0]["sha256"]
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(saved))
+    train(make_recipe(**settings), tmp_path / "run", resume=True, progress_bar=False)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["examples"] == 24
 
 
 def test_a_run_does_not_go_on_with_a_file_that_has_changed(make_recipe, tmp_path):

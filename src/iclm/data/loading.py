@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +16,9 @@ from iclm.data.example import Example
 from iclm.data.files import open_for_reading, sha256_of
 from iclm.data.sources import ColumnMapping, read_examples
 from iclm.errors import ConfigurationError, DataError
-from iclm.recipe import DataSource
+from iclm.recipe import DataSource, Section
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 def read_source(source: DataSource) -> list[Example]:
@@ -76,6 +78,11 @@ def pinned(source: DataSource) -> DataSource:
         return source.model_copy(update={"sha256": sha256_of(source.file)})
     except DataError:
         return source  # who reads it says what is wrong
+
+
+def with_pinned(section: SectionT, *fields: str) -> SectionT:
+    """A part of a recipe with the SHA-256 of every file noted in those of its fields that hold sources."""
+    return section.model_copy(update={field: [*map(pinned, getattr(section, field))] for field in fields})
 
 
 def _generated(source: DataSource) -> list[Example]:

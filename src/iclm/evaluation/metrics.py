@@ -63,7 +63,8 @@ def design_effect(right: Sequence[bool], groups: Sequence[Hashable]) -> float:
         ( G / (G - 1) · Σ_g (s_g - p m_g)² / n² )  /  ( p (1 - p) / (n - 1) )
 
     is the variance of p over problems beside that over independent questions: 1 where each problem has one question, about m
-    where the m questions of a problem are all right or all wrong together.
+    where the m questions of a problem are all right or all wrong together. Where all answers are right, or all wrong, nothing
+    varies that could tell; it is then the number of questions of a problem, which is careful.
 
     Args:
         right: whether each question was answered right, [n].
@@ -75,8 +76,10 @@ def design_effect(right: Sequence[bool], groups: Sequence[Hashable]) -> float:
         entry = problems.setdefault((None, number) if group is None else (group,), [0, 0])
         entry[0] += bool(answer)
         entry[1] += 1
-    if total in (0, n) or len(problems) in (1, n):
+    if not n or len(problems) == n:
         return 1.0
+    if total in (0, n) or len(problems) == 1:
+        return n / len(problems)
     p, count = total / n, len(problems)
     between = count / (count - 1) * sum((s - p * m) ** 2 for s, m in problems.values()) / n**2
     return max(1.0, between * (n - 1) / (p * (1 - p)))

@@ -53,11 +53,11 @@ def is_shifted(source: DataSource, training: Sequence[DataSource]) -> bool:
         return not same or (source.split == "holdout" and held_out)
     if source.raven is not None:
         return distribution(source) not in {distribution(item) for item in training}
-    known, regime = {_regime(item) for item in training}, _regime(source)
+    known, regime = {acre_regime(item) for item in training}, acre_regime(source)
     return regime is not None and regime not in known and (source.acre is not None or known != {None})
 
 
-def _regime(source: DataSource) -> tuple[str, bool] | None:
+def acre_regime(source: DataSource) -> tuple[str, bool] | None:
     """Regime of ACRE problems, where it is known, and whether they are of its changed side.
 
     In Sys, three trials of a training problem light up and four of a problem of the other splits; in Comp, other objects

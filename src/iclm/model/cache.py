@@ -40,22 +40,26 @@ class ICLMCache(DynamicCache):
             plan = ActivationPlan.mixture(route, fixed=fixed)
         self.plan, self.route = plan, route
 
-    def check(self, module: int | None, route: torch.Tensor | Route | None) -> None:
-        """Raise `ConfigurationError` for a module or a route that is not the one whose keys and values the cache holds."""
+    def reset(self) -> None:
+        """Forget all tokens, and what was decided on their prompt."""
+        super().reset()
+        self.plan, self.route, self.module = None, None, None
+
+    def check(self, module: int | None, route: torch.Tensor | Route | None, *, every_module: bool = False) -> None:
+        """Raise `ConfigurationError` for modules or a route that are not those whose keys and values the cache holds."""
         if self.plan is None:
             return
-        if module != self.module:
+        if module != self.module or every_module:
             raise ConfigurationError(
                 "past_key_values holds the keys and values of another module than the one asked for; a module goes on with the "
                 "cache of its own prompt"
             )
         if route is None or route is self.route or self.route is None:
             return
-        indices = route.indices if isinstance(route, Route) else route
-        indices = indices[:, None] if indices.dim() == 1 else indices
-        if indices.shape != self.route.indices.shape or not torch.equal(
-            indices.to(self.route.indices), self.route.indices
-        ):
+        given, own = route if isinstance(route, Route) else Route.to(route), self.route
+        same = given.indices.shape == own.indices.shape
+        same = same and torch.equal(given.indices.to(own.indices), own.indices)
+        if not same or not torch.equal(given.weights.to(own.weights), own.weights):
             raise ConfigurationError(
                 "route differs from that of past_key_values, whose keys and values are of the modules chosen on the prompt; leave it "
                 "out, or run the prompt again"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.model.backbone import load_base
@@ -79,6 +79,18 @@ def read_config(folder: Path) -> ICLMConfig:
         return ICLMConfig.from_dict(values)
     except ConfigurationError:
         raise
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: a value cannot be used: {error}; save the ICLM again") from error
+
+
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """Read how a saved ICLM generates; None if that is not said, `CheckpointError` if the file is damaged."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    try:
+        return GenerationConfig.from_dict(values)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: a value cannot be used: {error}; save the ICLM again") from error
 

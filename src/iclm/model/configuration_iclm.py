@@ -175,15 +175,16 @@ class ICLMConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; a `base` that is no entry of the configuration, but a model or its name, is handed on to
-        `ICLMForCausalLM.from_pretrained` among what is not used (`return_unused_kwargs`)."""
-        base = kwargs.pop("base", None)
-        if isinstance(base, dict):
-            config_dict = {**config_dict, "base": base}
-        found = super().from_dict(config_dict, **kwargs)
-        if isinstance(found, tuple) and base is not None and not isinstance(base, dict):
-            found[1]["base"] = base
-        return found
+        """As in transformers; what is meant for the base is handed on to `ICLMForCausalLM.from_pretrained` among what is not
+        used (`return_unused_kwargs`): its attention, and a `base` that is no entry of the configuration, but a model or its name.
+        """
+        if not kwargs.get("return_unused_kwargs"):
+            return super().from_dict(config_dict, **kwargs)
+        if isinstance(kwargs.get("base"), dict):
+            config_dict = {**config_dict, "base": kwargs.pop("base")}
+        handed = {name: kwargs.pop(name) for name in ("base", "attn_implementation") if kwargs.get(name) is not None}
+        config, unused = super().from_dict(config_dict, **kwargs)
+        return config, {**unused, **handed}
 
     @property
     def modules(self) -> tuple[int, ...]:

@@ -36,6 +36,8 @@ class RoutedGenerationMixin(GenerationMixin):
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-        if outputs.decision is not None:
+        if model_kwargs.get("past_key_values") is not None:
+            model_kwargs.pop("route", None)  # the cache knows it
+        elif outputs.decision is not None:
             model_kwargs["route"] = outputs.decision
         return model_kwargs

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from iclm.errors import BackboneError, ConfigurationError
 from iclm.model import checkpoint
@@ -151,9 +151,8 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
             raise ConfigurationError(
                 f"config is given, so {next(iter(settings))} would change nothing; set it in the config"
             )
-        config = (
-            ICLMConfig(**settings) if config is None else copy.deepcopy(config)
-        )  # a base's fingerprint is noted in it
+        # a base's fingerprint is noted in it
+        config = ICLMConfig(**settings) if config is None else copy.deepcopy(config)
         if isinstance(base, str):
             config.base["name"] = place_of(base)
             base = load_base(base, dtype, quantization)
@@ -192,10 +191,7 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         if kwargs.get("torch_dtype") is not None and dtype in (None, "auto"):
             dtype = kwargs["torch_dtype"]  # the name of transformers before 4.56
         folder = Path(pretrained_model_name_or_path)
-        if config is None:
-            config = checkpoint.read_config(folder)
-        elif config._attn_implementation_internal is not None:  # AutoModelForCausalLM leaves it there
-            kwargs.setdefault("attn_implementation", config._attn_implementation_internal)
+        config = checkpoint.read_config(folder) if config is None else copy.deepcopy(config)
         state = checkpoint.read_weights(folder)
         if not isinstance(base, PreTrainedModel):
             options = {name: kwargs[name] for name in BASE_OPTIONS if kwargs.get(name) is not None}
@@ -204,9 +200,9 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         model = cls(config, base)
         checkpoint.load_own_state(model, state, folder)
         given = kwargs.get("generation_config")
-        saved = (folder / "generation_config.json").is_file()
-        if given is not None or saved:
-            model.generation_config = GenerationConfig.from_pretrained(folder) if given is None else given
+        generation = checkpoint.read_generation_config(folder) if given is None else copy.deepcopy(given)
+        if generation is not None:
+            model.generation_config = generation
         device = kwargs.get("device_map")
         device = next(iter(device.values())) if isinstance(device, dict) else device
         if device in DEVICE_MAPS:
@@ -367,7 +363,7 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         owner = packing.owner if packing is not None else torch.arange(batch, device=input_ids.device)
         number = None if every_module else self.module_number(module)
         if past_key_values is not None:
-            past_key_values.check(number, route)
+            past_key_values.check(number, route, every_module=every_module)
 
         def make_plan(hidden: torch.Tensor) -> ActivationPlan:
             if past_key_values is not None and past_key_values.plan is not None:

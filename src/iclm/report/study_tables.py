@@ -44,9 +44,8 @@ from iclm.studies.study.rows import BY_EXCLUSION, INDIRECT
 from iclm.studies.study.statistics import mean_over_seeds
 
 HARD = INDIRECT  # the kind of question that stands beside every overall figure
-OPEN = (
-    "potential"  # of ACRE, what nothing settles: to a rule that excludes nothing, what needs exclusion looks like these
-)
+# of ACRE, what nothing settles: to a rule that excludes nothing, what needs exclusion looks like these
+OPEN = "potential"
 NONE = "–"
 
 

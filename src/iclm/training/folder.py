@@ -52,6 +52,8 @@ OURS: tuple[str, ...] = (
 )
 OURS += ("config.json", "generation_config.json", "*.safetensors", "*.index.json", ".*.part", ".*.tmp")
 OURS += ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*chat_template*")
+# of these what a run leaves that has not ended
+BEGUN: tuple[str, ...] = (RECIPE, LOG, STAGES, CHECKPOINTS)
 CLOCK = "seconds.json"  # in a checkpoint: how long the training had taken, and in how many processes
 
 
@@ -81,10 +83,10 @@ def _is_run(out: Path) -> bool:
     return alone and found is not None and dump_recipe(found) == (out / RECIPE).read_text(encoding="utf-8")
 
 
-def clear_folder(out: Path) -> None:
-    """Remove what a run left in a folder, which is not removed itself: it may be a link, or the current one."""
+def clear_folder(out: Path, names: Sequence[str] = OURS) -> None:
+    """Remove from a folder what has one of some names; the folder stays, as it may be a link, or the current one."""
     for child in out.iterdir() if out.is_dir() else ():
-        if any(fnmatch(child.name, name) for name in OURS):
+        if any(fnmatch(child.name, name) for name in names):
             shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
 
@@ -150,7 +152,8 @@ def resumption(recipe: Recipe, out: Path) -> Resumption:
         ConfigurationError: the run is finished.
     """
     saved = out / RECIPE
-    if saved.is_file() and _recipe(saved) != recipe:
+    begun = _recipe(saved) if saved.is_file() else recipe
+    if begun is None or _noted(begun) != _noted(recipe, begun):
         raise CheckpointError(
             f"{saved} differs from the recipe given, or a file of it has changed since; --resume needs the recipe and the data that the run "
             "began with"
@@ -165,6 +168,17 @@ def resumption(recipe: Recipe, out: Path) -> Resumption:
         if len(records) != 1:
             raise CheckpointError(f"{ended / FINISHED} is damaged: stages holds {len(records)} records; remove {ended}")
     return Resumption(newest_checkpoint(checkpoints_of(out, left[0])), ended, tuple(left), tuple(records))
+
+
+def _noted(recipe: Recipe, begun: Recipe | None = None) -> dict[str, Any]:
+    """A recipe without the SHA-256 of files of which that which a run was begun with has none: it is of an earlier version."""
+    values = recipe.model_dump()
+    for field in ("train", "validation"):
+        for number, source in enumerate(values["data"][field]):
+            known = getattr((begun or recipe).data, field)
+            if number < len(known) and known[number].sha256 is None:
+                source["sha256"] = None
+    return values
 
 
 def _recipe(path: Path) -> Recipe | None:

@@ -22,7 +22,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from iclm.data.collation import Pack, encode
 from iclm.data.files import atomic_write
-from iclm.data.loading import overlap, pinned, read_sources, source_name, training_data
+from iclm.data.loading import overlap, read_sources, source_name, training_data, with_pinned
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.runs import FINISHED, context_length, diverged
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
@@ -31,8 +31,10 @@ from iclm.model.quantization import check_quantization
 from iclm.recipe import Recipe, dump_recipe, parse_recipe
 from iclm.training.features import with_features
 from iclm.training.folder import (
+    BEGUN,
     CHECKPOINTS,
     LOG,
+    OURS,
     RECIPE,
     STAGES,
     Clock,
@@ -201,7 +203,7 @@ def train(
     wait_for_all()  # each has looked at the folder
     if is_first():
         if place.weights is None:
-            clear_folder(out)
+            clear_folder(out, BEGUN if resume else OURS)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -260,8 +262,7 @@ def train(
 
 def _with_pinned_files(recipe: Recipe) -> Recipe:
     """The recipe with the SHA-256 of every file noted, so that a run says what it saw, and does not go on with other data."""
-    data = {field: [*map(pinned, getattr(recipe.data, field))] for field in ("train", "validation")}
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
+    return recipe.model_copy(update={"data": with_pinned(recipe.data, "train", "validation")})
 
 
 def _check_processes(arguments: TrainingArguments, place: Resumption) -> None:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from iclm.data.loading import pinned, refuse_trained
+from iclm.data.loading import refuse_trained, with_pinned
 from iclm.errors import ConfigurationError
 from iclm.recipe import (
     DataSource,
@@ -226,10 +226,7 @@ def only_read(recipe: ContinualRecipe, method: str, order: str, seed: int) -> Co
 
 def with_pinned_files(recipe: ContinualRecipe) -> ContinualRecipe:
     """The recipe with the SHA-256 of every file noted, so that a sequence on a file that changes is another one."""
-    tasks = {
-        name: task.model_copy(update={field: [*map(pinned, getattr(task, field))] for field in ("train", "test")})
-        for name, task in recipe.tasks.items()
-    }
+    tasks = {name: with_pinned(task, "train", "test") for name, task in recipe.tasks.items()}
     return recipe.model_copy(update={"tasks": tasks})
 
 

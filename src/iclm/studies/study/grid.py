@@ -73,13 +73,14 @@ class Job:
 
 def digest(spec: dict[str, Any]) -> str:
     """Hash of what a worker is given; a setting that was added since does not change it where it says what was meant before."""
-    return hashlib.sha256(json.dumps(_as_before(spec), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(as_before(spec), sort_keys=True).encode()).hexdigest()
 
 
-def _as_before(value: Any) -> Any:
+def as_before(value: Any) -> Any:
+    """A job's object, or a part of one, without the settings that were added since, where they say what was meant before."""
     if isinstance(value, dict):
-        return {name: _as_before(item) for name, item in value.items() if name not in ADDED or item != ADDED[name]}
-    return [_as_before(item) for item in value] if isinstance(value, list) else value
+        return {name: as_before(item) for name, item in value.items() if name not in ADDED or item != ADDED[name]}
+    return [as_before(item) for item in value] if isinstance(value, list) else value
 
 
 def jobs_of(study: StudyRecipe, results: Mapping[str, list[dict[str, Any]]]) -> list[Job]:

@@ -152,6 +152,7 @@ class DataResults:
     @cached_property
     def groups(self) -> list[Group]:
         """All groups: in and out of distribution first, then each test set; of each its formats, then its kinds."""
+        several = len({row["format"] for row in self.sources.values()}) > 1
         pools: dict[str, list[int]] = {}
         for shifted, name in ((False, IN), (True, OUT)):
             pools[name] = [number for number, row in self.sources.items() if row["shifted"] == shifted]
@@ -167,9 +168,14 @@ class DataResults:
                 found += [Group(name, form, None, self._of_format(numbers, form)) for form in formats]
             kinds = sorted({kind for number in numbers for kind in self._kinds[number]})
             found += [Group(name, None, kind, tuple(numbers)) for kind in kinds if len(kinds) > 1]
-            if len(formats) > 1 and len(kinds) > 1 and name in (IN, OUT):
-                found += [Group(name, form, kind, self._of_format(numbers, form)) for form in formats for kind in kinds]
-        return found
+            if several and len(kinds) > 1 and name in (IN, OUT):
+                found += [
+                    Group(name, form, kind, self._of_format(numbers, form))
+                    for form in formats
+                    if form is not None
+                    for kind in kinds
+                ]
+        return [group for group in found if any(self.asked(group, source).any() for source in group.sources)]
 
     def _of_format(self, numbers: Iterable[int], form: str) -> tuple[int, ...]:
         return tuple(number for number in numbers if self.sources[number]["format"] == form)
@@ -177,7 +183,7 @@ class DataResults:
     @cached_property
     def _kinds(self) -> dict[int, dict[str, np.ndarray]]:
         """For each source and kind of question which questions are of it, bool [questions]."""
-        questions = self.jobs[0].questions
+        questions = questions_of(self.jobs)[self.data]
         return {
             number: {kind: from_bits(marks, row["n"]) for kind, marks in questions[number].items()}
             for number, row in self.sources.items()

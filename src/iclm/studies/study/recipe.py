@@ -32,9 +32,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from iclm.data.loading import overlap, pinned, refuse_trained
+from iclm.data.loading import distribution, overlap, refuse_trained, with_pinned
 from iclm.errors import ConfigurationError
-from iclm.evaluation.sides import is_shifted
+from iclm.evaluation.sides import acre_regime, is_shifted
 from iclm.recipe import (
     DataSource,
     ModelSection,
@@ -287,13 +287,12 @@ class StudyRecipe(Section):
         """Raise ValueError where the data that a set takes its hyper-parameters from have none, or ask what is shifted for it."""
         if other is None or other.tuned_as is not None or not other.search:
             raise ValueError(f"data.{name}.tuned_as is {data.tuned_as!r}; name a data set with tries of its own")
+        held_out = [source for source in data.test if is_shifted(source, data.train)]
         for number, source in enumerate(other.validation):
-            same = any(_family(source) == _family(own) for own in data.train)
-            if same and is_shifted(source, data.train):
+            if is_shifted(source, data.train) and any(_holds(source, test) for test in held_out):
                 raise ValueError(
                     f"data.{name}.tuned_as is {data.tuned_as!r}, whose validation.{number} lies outside the training distribution of "
-                    f"{name}, so that it would be tuned on what its tests hold out; leave tuned_as out for tries of its own, or say "
-                    "search: false"
+                    f"{name} and asks what its tests hold out; leave tuned_as out for tries of its own, or say search: false"
                 )
 
     @model_validator(mode="after")
@@ -340,9 +339,12 @@ class StudyRecipe(Section):
         return self
 
 
-def _family(source: DataSource) -> str | None:
-    """The kind of generated problems that a source has; None for files and data sets."""
-    return next((name for name in ("acre", "raven", "corr2cause", "pvr") if getattr(source, name) is not None), None)
+def _holds(source: DataSource, test: DataSource) -> bool:
+    """Whether a source has problems such as a test's: of the same distribution, of which ACRE's IID is of all regimes."""
+    regime, tested = acre_regime(source), acre_regime(test)
+    if regime is not None and tested is not None:
+        return regime[0] in ("IID", tested[0])
+    return distribution(source) is not None and distribution(source) == distribution(test)
 
 
 def load_study(path: str | Path) -> StudyRecipe:
@@ -366,12 +368,7 @@ def load_study(path: str | Path) -> StudyRecipe:
 
 def with_pinned_files(study: StudyRecipe) -> StudyRecipe:
     """The recipe with the SHA-256 of every file noted, so that a job on a file that changes is another job."""
-    data = {
-        name: part.model_copy(
-            update={field: [*map(pinned, getattr(part, field))] for field in ("train", "validation", "test")}
-        )
-        for name, part in study.data.items()
-    }
+    data = {name: with_pinned(part, "train", "validation", "test") for name, part in study.data.items()}
     return study.model_copy(update={"data": data})
 
 

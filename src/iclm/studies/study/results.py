@@ -20,9 +20,10 @@ from typing import Any
 from iclm.data.files import open_for_reading
 from iclm.errors import CheckpointError, ConfigurationError, DataError
 from iclm.model.checkpoint import read_json
-from iclm.studies.study.grid import Job, jobs_of, value_of
+from iclm.studies.study.grid import Job, as_before, jobs_of, value_of
 from iclm.studies.study.job import DONE, FAILED, SPEC
 from iclm.studies.study.recipe import UNTRAINED, StudyRecipe, load_study
+from iclm.studies.study.rows import BY_EXCLUSION
 from iclm.studies.study.runner import JOBS, RECIPE, read_rows
 
 RESULTS, TRIES, JOBS_FILE, QUESTIONS = "results.jsonl", "tries.jsonl", "jobs.jsonl", "questions.jsonl"
@@ -101,13 +102,25 @@ def _lines(values: Iterable[dict[str, Any]]) -> str:
 
 
 def questions_of(reports: Sequence[FinishedJob]) -> dict[str, list[dict[str, str]]]:
-    """The kinds of the test questions by data set; raises `DataError` where jobs were asked different ones."""
-    found: dict[str, FinishedJob] = {}
+    """The kinds of the test questions by data set; raises `DataError` where jobs were asked different ones.
+
+    Jobs of earlier versions say nothing of what needs exclusion, and of fewer settings; they were asked the same nevertheless.
+    """
+    first: dict[str, FinishedJob] = {}
+    found: dict[str, list[dict[str, str]]] = {}
     for job in reports:
-        first = found.setdefault(job.line["data"], job)
-        if first.questions != job.questions or first.line["evaluate"] != job.line["evaluate"]:
-            raise DataError(f"{first.name} and {job.name} were tested on different questions; report them apart")
-    return {data: job.questions for data, job in found.items()}
+        data = job.line["data"]
+        other = first.setdefault(data, job)
+        same = as_before(other.line["evaluate"]) == as_before(job.line["evaluate"])
+        if not same or _without_exclusion(other.questions) != _without_exclusion(job.questions):
+            raise DataError(f"{other.name} and {job.name} were tested on different questions; report them apart")
+        known = found.setdefault(data, job.questions)
+        found[data] = [one | two for one, two in zip(known, job.questions, strict=True)]
+    return {data: [dict(sorted(kinds.items())) for kinds in sources] for data, sources in found.items()}
+
+
+def _without_exclusion(questions: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    return [{kind: marks for kind, marks in kinds.items() if kind != BY_EXCLUSION} for kinds in questions]
 
 
 def collect(folders: Iterable[Path]) -> Collected:

@@ -116,10 +116,9 @@ def kinds_of(found: Sequence[Example]) -> dict[str, str]:
     """
     kinds = sorted({example.kind for example in found if example.kind is not None})
     marks = {kind: bits([example.kind == kind for example in found]) for kind in kinds}
-    if INDIRECT in marks:
-        needed = needs_exclusion(found)
-        marks[BY_EXCLUSION] = bits([e.kind == INDIRECT and n for e, n in zip(found, needed, strict=True)])
-    return marks
+    needed = needs_exclusion(found) if INDIRECT in marks else []
+    excludes = [e.kind == INDIRECT and n for e, n in zip(found, needed, strict=False)]
+    return dict(sorted({**marks, BY_EXCLUSION: bits(excludes)}.items())) if any(excludes) else marks
 
 
 def given_of(chosen: Sequence[int]) -> str | None:
