@@ -145,8 +145,8 @@ def classify(trials: Sequence[Panel], query: Query | Collection[int]) -> str:
         query: a query, or the object ids on the machine.
 
     Returns:
-        "direct": a blicket that was alone in an on-trial, or an object of off-trials only; "indirect": on, though
-        none of its blickets was alone in an on-trial; "screen_off": no blicket, though it was in an on-trial; "potential": undetermined.
+        "direct": a blicket that was alone in an on-trial, or an object of off-trials only; "indirect": on, though nothing
+        of it was alone in an on-trial; "screen_off": no blicket, though it was in an on-trial; "potential": undetermined.
 
     Raises:
         DataError: no set of blickets explains the trials.
