@@ -107,6 +107,15 @@ def check_loading(given: Mapping[str, Any]) -> None:
         )
 
 
+def device_of(device_map: Any) -> Any:
+    """The one device that a `device_map` means for an ICLM; None where it stays where it was loaded."""
+    if isinstance(device_map, Mapping):
+        return next(iter(device_map.values()))
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return "cuda" if torch.cuda.is_available() else None
+    return device_map
+
+
 class KeepsDtypes:
     """A model whose dtypes are chosen when it is made: it moves to a device, and refuses another dtype."""
 

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from iclm.errors import BackboneError, ConfigurationError
 from iclm.model import checkpoint
 from iclm.model.aggregator import build_aggregator, weigh
-from iclm.model.arguments import KeepsDtypes, check_arguments, check_loading, warn_of_missing_labels
+from iclm.model.arguments import KeepsDtypes, check_arguments, check_loading, device_of, warn_of_missing_labels
 from iclm.model.attention import use_fast_attention
 from iclm.model.backbone import (
     Head,
@@ -51,7 +51,6 @@ from iclm.model.routing import RoutingMixin
 from iclm.yaml_file import place_of
 
 LOADING_INFO = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # an ICLM lies on one device, whichever is asked for
 BASE_OPTIONS = ("attn_implementation", "revision", "token", "local_files_only")
 
 
@@ -199,14 +198,10 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
             base = checkpoint.load_named_base(config, base, dtype, quantization, **options)
         model = cls(config, base)
         checkpoint.load_own_state(model, state, folder)
-        given = kwargs.get("generation_config")
-        generation = checkpoint.read_generation_config(folder) if given is None else copy.deepcopy(given)
-        if generation is not None:
-            model.generation_config = generation
-        device = kwargs.get("device_map")
-        device = next(iter(device.values())) if isinstance(device, dict) else device
-        if device in DEVICE_MAPS:
-            device = "cuda" if torch.cuda.is_available() else None
+        model.generation_config = copy.deepcopy(kwargs.get("generation_config")) or (
+            checkpoint.read_generation_config(folder) or model.generation_config
+        )
+        device = device_of(kwargs.get("device_map"))
         if device is not None:
             model.to(device)
         model.eval()

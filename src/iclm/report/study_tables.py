@@ -38,9 +38,8 @@ from iclm.studies.study.groups import (
     IN,
     MAIN,
     OUT,
-    ROUTED,
 )
-from iclm.studies.study.rows import BY_EXCLUSION, INDIRECT
+from iclm.studies.study.rows import BY_EXCLUSION, INDIRECT, ROUTED
 from iclm.studies.study.statistics import mean_over_seeds
 
 HARD = INDIRECT  # the kind of question that stands beside every overall figure

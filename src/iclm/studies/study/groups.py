@@ -30,15 +30,14 @@ import numpy as np
 
 from iclm.errors import ConfigurationError, DataError
 from iclm.studies.study.results import Collected, FinishedJob, questions_of
-from iclm.studies.study.rows import from_bits, from_given, problems_of
-from iclm.studies.study.statistics import holm, mean_over_seeds, paired_bootstrap
+from iclm.studies.study.rows import ROUTED, from_bits, from_given, problems_of, routed_module
+from iclm.studies.study.statistics import holm, paired_bootstrap
 from iclm.studies.study.strategy import MODULE as STRATEGY
+from iclm.studies.study.trainings import chosen, costs, mean_record, rounded, setup, tried
 
 IN, OUT = "in distribution", "out of distribution"
 MAIN = ("mixture", STRATEGY)  # modules that answer for their method
-ROUTED = "routed"  # alone the domain module of the router's choice, where that is one for all questions of each source
 AGAINST_REFERENCE, AGAINST_WHOLE, AGAINST_FURTHER, AGAINST_MIXTURE = "reference", "ablation", "further", "module"
-_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -258,13 +257,6 @@ class DataResults:
         return np.stack([np.bincount(choices[choices >= 0], minlength=most + 1) for choices in found])
 
 
-def routed_module(row: dict[str, Any]) -> str | None:
-    """The domain module that all questions of a row's source were routed to; None where they were not, or nothing was routed."""
-    routes = row.get("routes", ())
-    chosen = [number for number, count in enumerate(routes) if count]
-    return f"domain_{chosen[0]}" if len(chosen) == 1 else None
-
-
 def variant_of(row: dict[str, Any]) -> tuple[bool, str]:
     """Whether the questions of a row are strictly rendered, and how their choices are scored."""
     return row["strict"], row.get("score", "sum")  # rows had no score when there was one
@@ -318,22 +310,18 @@ def summarise(found: Collected, *, reference: str | None = None, resamples: int 
             for question in (AGAINST_REFERENCE, AGAINST_WHOLE, AGAINST_FURTHER, AGAINST_MIXTURE):
                 same = [one for one in family if one["question"] == question]
                 for one, p in zip(same, holm([one["p"] for one in same]), strict=True):
-                    one["p_holm"] = _rounded(p)
+                    one["p_holm"] = rounded(p)
             summary["comparisons"] += family
     for job in found.tries:  # on data of which nothing is reported
         summary["references"].setdefault(job.line["data"], None)
     for data, against in summary["references"].items():
         jobs = [job for job in found.reports if job.line["data"] == data]
-        summary["cost"] += [{"data": data, **cost} for cost in _costs(jobs, against)]
-        summary["chosen"] += _chosen(found, data)
-        summary["tried"] += _tried(found, data)
-    summary["setup"] = _setup(found)
+        summary["cost"] += [{"data": data, **cost} for cost in costs(jobs, against)]
+        summary["chosen"] += chosen(found, data)
+        summary["tried"] += tried(found, data)
+    summary["setup"] = setup(found)
     summary |= {"resamples": resamples, "not_run": found.not_run, "left_out": found.left_out}
     return {**summary, "diverged": [job.name for job in found.jobs if job.line.get("diverged")]}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, _DIGITS)
 
 
 def _about(results: DataResults, group: Group) -> dict[str, Any]:
@@ -348,7 +336,7 @@ def _about(results: DataResults, group: Group) -> dict[str, Any]:
         "shifted": shifted[0] if len(shifted) == 1 else None,
         "n": n,
         "problems": len(results.problems(group)[1]),
-        "majority": _rounded(majority),
+        "majority": rounded(majority),
     }
 
 
@@ -361,21 +349,17 @@ def _figures(results: DataResults, group: Group) -> Iterator[dict[str, Any]]:
             if not seeds:
                 continue
             values = (results.right(group, method, module, seeds).sum(axis=1) / n).tolist()
-            figure = {"method": method, "module": module, "seeds": seeds, "n": n, **_mean(values, bounds=(0.0, 1.0))}
+            figure = {
+                "method": method,
+                "module": module,
+                "seeds": seeds,
+                "n": n,
+                **mean_record(values, bounds=(0.0, 1.0)),
+            }
             taken = None if group.kind is None else results.taken(group, method, module, seeds)
             if taken is not None:
-                figure["taken"] = [[_rounded(share) for share in row] for row in (taken / n).tolist()]
+                figure["taken"] = [[rounded(share) for share in row] for row in (taken / n).tolist()]
             yield figure
-
-
-def _mean(values: Sequence[float], bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-    found = mean_over_seeds(values, bounds=bounds)
-    return {
-        "values": [_rounded(value) for value in values],
-        "mean": _rounded(found.value),
-        "low": _rounded(found.low),
-        "high": _rounded(found.high),
-    }
 
 
 def _pairs(results: DataResults, group: Group, reference: str | None) -> Iterator[tuple[str, str, str, str, str]]:
@@ -420,95 +404,13 @@ def _comparisons(results: DataResults, group: Group, reference: str | None, resa
             "n": n,
             "problems": found.problems,
             "resampled": found.resampled,
-            "by_seed": [_rounded(value) for value in ((right - other_right).sum(axis=1) / n).tolist()],
-            "difference": _rounded(found.value),
-            "low": _rounded(found.low),
-            "high": _rounded(found.high),
-            "p": _rounded(found.p),
+            "by_seed": [rounded(value) for value in ((right - other_right).sum(axis=1) / n).tolist()],
+            "difference": rounded(found.value),
+            "low": rounded(found.low),
+            "high": rounded(found.high),
+            "p": rounded(found.p),
         }
 
 
 def _without(seeds: Iterable[int | None], common: Sequence[int | None]) -> list[int | None]:
     return [seed for seed in seeds if seed not in common]
-
-
-def _costs(jobs: Sequence[FinishedJob], reference: str | None) -> Iterator[dict[str, Any]]:
-    """Seconds of training, trained parameters and seen examples of each method, and the seconds beside the reference's.
-
-    The ratio is that of the means over the seeds that both trained on the same device with as many threads; None where there
-    is none, or where either does not train.
-    """
-    by_method: dict[str, dict[int | None, FinishedJob]] = {}
-    for job in jobs:
-        by_method.setdefault(job.line["method"], {})[job.line["seed"]] = job
-
-    def machine(job: FinishedJob) -> tuple[Any, ...]:
-        return tuple(job.line[key] for key in ("device", "processor", "threads", "dtype"))
-
-    known = by_method.get(reference or "", {})
-    for method, found in by_method.items():
-        seconds = [job.line["train_seconds"] for job in found.values()]
-        same = [seed for seed, job in found.items() if seed in known and machine(job) == machine(known[seed])]
-        ours, theirs = (sum(side[seed].line["train_seconds"] for seed in same) for side in (found, known))
-        rows = [job.rows[0] for job in found.values()]
-        yield {
-            "method": method,
-            "seeds": [*found],
-            **_mean(seconds, bounds=(0.0, float("inf"))),
-            "ratio": round(ours / theirs, _DIGITS) if ours and theirs else None,
-            "ratio_seeds": same if ours and theirs else [],
-            "trainable": sorted({row["trainable"] for row in rows}),
-            "examples": sorted({row["examples"] for row in rows}),
-            "devices": sorted({job.line["device"] for job in found.values()}),
-        }
-
-
-def _chosen(found: Collected, data: str) -> Iterator[dict[str, Any]]:
-    """The hyper-parameters that were chosen for each method, and by how many tries."""
-    for method in dict.fromkeys(job.line["method"] for job in found.reports if job.line["data"] == data):
-        job = next(job for job in found.reports if (job.line["data"], job.line["method"]) == (data, method))
-        if job.line["chosen"]:
-            tuned, on = job.line["tuned_as"] or method, job.line["tuned_on"] or data
-            tries = sum((one.line["data"], one.line["method"]) == (on, tuned) for one in found.tries)
-            head = {"data": data, "method": method, "tries_of": tuned, "tries_on": on}
-            yield {**head, "tries": tries, "values": job.line["chosen"]}
-
-
-def _tried(found: Collected, data: str) -> Iterator[dict[str, Any]]:
-    """Every try on a data set: its hyper-parameters, and how many validation questions each module answered right."""
-    for job in found.tries:
-        if job.line["data"] != data or not job.rows:
-            continue
-        correct: dict[str, int] = {}
-        for row in job.rows:
-            names = [row["module"], ROUTED] if row["module"] == routed_module(row) else [row["module"]]
-            for name in names:
-                correct[name] = correct.get(name, 0) + row["correct"]
-        if any("routes" in row and routed_module(row) is None for row in job.rows):
-            correct.pop(ROUTED, None)
-        asked = sum(row["n"] for row in job.rows if row["module"] == job.rows[0]["module"])
-        head = {"data": data, "method": job.line["method"], "trial": job.line["trial"]}
-        yield {**head, "values": job.line["chosen"], "n": asked, "correct": correct}
-
-
-def _setup(found: Collected) -> dict[str, Any]:
-    """What all was run with; more than one entry where jobs differ."""
-    lines = [job.line for job in found.jobs]
-    models = [line for line in lines if line["kind"] != "strategy"]
-
-    def different(values: Iterable[Any]) -> list[Any]:
-        return list(dict.fromkeys(values))
-
-    return {
-        "bases": different(line["recipe"]["base"] for line in models),
-        "dtypes": different(line["dtype"] for line in models),
-        "devices": different(line["device"] for line in models),
-        "processors": different(line["processor"] for line in lines),
-        "threads": different(line["threads"] for line in lines),
-        "versions": {
-            name: different(line["versions"][name] for line in lines if name in line["versions"])
-            for name in dict.fromkeys(name for line in lines for name in line["versions"])
-        },
-        "reports": len(found.reports),
-        "tries": len(found.tries),
-    }

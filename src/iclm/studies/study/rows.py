@@ -18,6 +18,7 @@ from iclm.evaluation.metrics import majority_baseline
 from iclm.evaluation.sides import is_shifted
 from iclm.recipe import DataSource
 
+ROUTED = "routed"  # alone the domain module of the router's choice, where that is one for all questions of each source
 INDIRECT, BY_EXCLUSION = "indirect", "indirect by exclusion"  # kinds of questions of ACRE
 _DIGITS = string.digits + string.ascii_lowercase
 
@@ -192,3 +193,10 @@ def bits(correct: Sequence[bool]) -> str:
 def from_bits(answers: str, n: int) -> np.ndarray:
     """What `bits` was given, bool [n]."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(answers), dtype=np.uint8), count=n).astype(bool)
+
+
+def routed_module(row: dict[str, Any]) -> str | None:
+    """The domain module that all questions of a row's source were routed to; None where they were not, or nothing was routed."""
+    routes = row.get("routes", ())
+    chosen = [number for number, count in enumerate(routes) if count]
+    return f"domain_{chosen[0]}" if len(chosen) == 1 else None
