@@ -153,8 +153,8 @@ class DataSource(Section):
     file: Path | None = None
     """An official ACRE JSON file, RAVEN problems as JSON lines, evals JSONL, or a table (CSV, TSV, Parquet, JSON lines) with `columns`."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """SHA-256 that the file has, as lower-case hexadecimal digits: another content is refused. null means whatever it holds; studies and
-    sequences note it of each file, so that jobs are done again where a file has changed."""
+    """SHA-256 that the file has, as lower-case hexadecimal digits: another content is refused. null means whatever it holds. Runs,
+    studies and sequences note it of each file: a run does not go on with others, and jobs are done again where a file has changed."""
     dataset: str | None = None
     """A Hugging Face data set: its name, or a folder that `save_to_disk` left; with `columns`."""
     columns: dict[str, Any] | None = None

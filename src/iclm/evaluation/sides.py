@@ -146,11 +146,10 @@ class Side:
     def accuracy(self, module: str) -> dict[str, Any]:
         """Accuracy over all examples and by domain."""
         right, domains = self.correct[module], self.domains
-        groups = [item.example.group for item in self.examples]
+        groups = np.array([item.example.group for item in self.examples], dtype=object)
 
         def of(chosen: np.ndarray) -> dict[str, Any]:
-            numbers = np.flatnonzero(chosen).tolist()
-            return Accuracy.of([bool(right[i]) for i in numbers], [groups[i] for i in numbers]).to_dict()
+            return Accuracy.of(right[chosen].tolist(), groups[chosen].tolist()).to_dict()
 
         by_domain = {name: of(domains == name) for name in sorted(set(domains.tolist()))}
         return {"overall": of(np.ones(len(right), bool)), "by_domain": by_domain}

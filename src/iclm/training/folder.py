@@ -153,7 +153,7 @@ def resumption(recipe: Recipe, out: Path) -> Resumption:
     """
     saved = out / RECIPE
     begun = _recipe(saved) if saved.is_file() else recipe
-    if begun is None or _noted(begun) != _noted(recipe, begun):
+    if begun is None or _noted_as(begun, recipe) != begun.model_dump():
         raise CheckpointError(
             f"{saved} differs from the recipe given, or a file of it has changed since; --resume needs the recipe and the data that the run "
             "began with"
@@ -170,13 +170,12 @@ def resumption(recipe: Recipe, out: Path) -> Resumption:
     return Resumption(newest_checkpoint(checkpoints_of(out, left[0])), ended, tuple(left), tuple(records))
 
 
-def _noted(recipe: Recipe, begun: Recipe | None = None) -> dict[str, Any]:
-    """A recipe without the SHA-256 of files of which that which a run was begun with has none: it is of an earlier version."""
+def _noted_as(begun: Recipe, recipe: Recipe) -> dict[str, Any]:
+    """A recipe without the SHA-256 of files where that which a run was begun with has none: it is of an earlier version."""
     values = recipe.model_dump()
     for field in ("train", "validation"):
-        for number, source in enumerate(values["data"][field]):
-            known = getattr((begun or recipe).data, field)
-            if number < len(known) and known[number].sha256 is None:
+        for known, source in zip(getattr(begun.data, field), values["data"][field], strict=False):
+            if known.sha256 is None:
                 source["sha256"] = None
     return values
 

@@ -44,7 +44,7 @@ from iclm.model.checkpoint import read_json
 from iclm.recipe import DataSource, Recipe, parse_recipe
 from iclm.studies.study import xlora
 from iclm.studies.study.recipe import XLora
-from iclm.studies.study.rows import Outcome, about, bits, given_of, kinds_of
+from iclm.studies.study.rows import Outcome, about, answers_of, kinds_of
 from iclm.studies.study.strategy import run_strategy
 from iclm.training.folder import RECIPE
 from iclm.training.run import device_name, train
@@ -215,9 +215,8 @@ def evaluate_job(
         for result in evaluate_choices(scores, examples):
             kinds = {kind: [part.correct, part.n] for kind, part in result.by_kind.items()}
             counts = {"n": result.overall.n, "correct": result.overall.correct, "by_kind": kinds}
-            row = {"module": result.module, **fixed, **counts, "answers": bits(result.correct)}
-            given = given_of(scores.predictions(result.module).tolist())
-            rows.append(row if given is None else {**row, "given": given})
+            answers = answers_of(result.correct, scores.predictions(result.module).tolist())
+            rows.append({"module": result.module, **fixed, **counts, **answers})
     return rows, questions, finite
 
 

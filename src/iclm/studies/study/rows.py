@@ -117,9 +117,19 @@ def kinds_of(found: Sequence[Example]) -> dict[str, str]:
     """
     kinds = sorted({example.kind for example in found if example.kind is not None})
     marks = {kind: bits([example.kind == kind for example in found]) for kind in kinds}
-    needed = needs_exclusion(found) if INDIRECT in marks else []
-    excludes = [e.kind == INDIRECT and n for e, n in zip(found, needed, strict=False)]
+    excludes = [e.kind == INDIRECT and needed for e, needed in zip(found, needs_exclusion(found), strict=True)]
     return dict(sorted({**marks, BY_EXCLUSION: bits(excludes)}.items())) if any(excludes) else marks
+
+
+def answers_of(right: Sequence[bool], chosen: Sequence[int]) -> dict[str, str]:
+    """What a row says of each question: `answers` (whether it was answered right) and `given` (which choice was taken).
+
+    Args:
+        right: of each question, see `bits`.
+        chosen: the number of the choice, see `given_of`; `given` is left out where that has none.
+    """
+    given = given_of(chosen)
+    return {"answers": bits(right), **({} if given is None else {"given": given})}
 
 
 def given_of(chosen: Sequence[int]) -> str | None:

@@ -16,7 +16,7 @@ from iclm.data.example import Example
 from iclm.data.loading import read_source, read_sources
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource, Recipe
-from iclm.studies.study.rows import Outcome, about, bits, given_of, kinds_of
+from iclm.studies.study.rows import Outcome, about, answers_of, kinds_of
 
 MODULE = "strategy"  # of its rows
 
@@ -55,9 +55,8 @@ def run_strategy(name: str, recipe: Recipe, sources: Sequence[DataSource]) -> Ou
         taken = [answers[below(source_of_draws, len(answers))] for answers in strategy.predict(found)]
         right = [answer == example.answer for example, answer in zip(found, taken, strict=True)]
         counts = {"n": len(found), "correct": sum(right), "by_kind": _by_kind(found, right)}
-        row = {"module": MODULE, **fixed, **counts, "answers": bits(right)}
-        given = given_of([_number(answer, example) for example, answer in zip(found, taken, strict=True)])
-        rows.append(row if given is None else {**row, "given": given})
+        chosen = [_number(answer, example) for example, answer in zip(found, taken, strict=True)]
+        rows.append({"module": MODULE, **fixed, **counts, **answers_of(right, chosen)})
         questions.append(kinds_of(found))
     return Outcome(rows, questions, round(seconds, 3), len(train), 0, "cpu", None)
 
