@@ -62,6 +62,13 @@ def test_a_benchmark_prints_its_table(bench, command, options):
     assert "ratio" in out and "goal" in out and "torch" in err
 
 
+def test_a_benchmark_of_scoring_records_its_problems(bench, tmp_path):
+    code, _, err = bench("evaluate", *bench.small, "--problems", 1, "--out", "evaluate.json")
+    kept = json.loads((tmp_path / "evaluate.json").read_text())["workload"]
+    assert code == 0 and (kept["problems"], kept["questions"]) == (1, 8) and "batch" not in kept
+    assert "8 questions of 1 ACRE problems a format" in err
+
+
 def test_learning_prints_a_line_for_each_contestant(bench, tiny_llama_folder):
     source = "[{{acre: IID, split: {}, problems: 2, format: text}}]"
     code, out, _ = bench(
@@ -82,10 +89,12 @@ def test_learning_prints_a_line_for_each_contestant(bench, tiny_llama_folder):
         (("step", "--k", "two"), "--k is 'two'"),
         (("step", "--k", "0"), "2,6,16"),
         (("step", "--against", "qlora"), "peft-lora"),
+        (("memory", "--against", "lora,xlora"), "use lora, peft-lora"),
         (("memory", "--model", "./nowhere"), "nowhere"),
         (("generate", "--rounds", "2"), "at least 5"),
         (("learning", "--splits", "half"), "--splits is 'half'"),
         (("learning", "--splits", "1"), "share of the layers"),
+        (("learning", "base=./nowhere", "--out", "."), "is a folder"),
         (("learning", "data.validation=[]"), "data.validation is empty"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),

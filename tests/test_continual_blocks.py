@@ -1,5 +1,6 @@
 """The continual blocks of README.md and docs/: each is, character by character, what results/continual/ gives."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,27 @@ def test_there_is_a_block_and_every_committed_table_is_made_of_the_rows_beside_i
     assert any("<!-- continual:" in path.read_text(encoding="utf-8") for path in FILES)
     committed = (RESULTS / "tables.md").read_text(encoding="utf-8")
     assert all(table in committed for table in tables().values())
+
+
+def test_the_figures_of_the_long_sequence_are_of_the_tasks_that_opened_a_module():
+    (done,) = [
+        line
+        for line in map(json.loads, (RESULTS / "sequences.jsonl").read_text(encoding="utf-8").splitlines())
+        if (line["sequence"], line["method"]) == ("long", "iclm")
+    ]
+    opened = {task: f"domain_{unit['module']}" for unit in done["units"] if unit["opened"] for task in unit["tasks"]}
+    assert len(opened) == 9 and len(done["tasks"]) == 12
+    right = {
+        (row["module"], row["tested_on"]): row["correct"] / row["n"]
+        for row in map(json.loads, (RESULTS / "rows.jsonl").read_text(encoding="utf-8").splitlines())
+        if row["job"] == done["job"] and row["trained_through"] == 12
+    }
+    own, mixture = (
+        f"{sum(right[module, task] for task, module in pairs) / 9:.3f}".removeprefix("0")
+        for pairs in (opened.items(), dict.fromkeys(opened, "mixture").items())
+    )
+    text = " ".join((ROOT / "docs" / "continual.md").read_text(encoding="utf-8").split())
+    assert (
+        f"nine tasks that opened one, they are at {own} and the mixture, on the same tasks at the end, at {mixture}."
+        in text
+    )

@@ -58,7 +58,13 @@ def test_order_is_named_on_official_acre_only_and_choices_on_raven_only():
 
 @pytest.mark.parametrize(
     ("label", "pattern"),
-    [("ACRE", "acre/"), ("RAVEN", "raven/raven_"), ("I-RAVEN", "raven/iraven_"), ("RAVEN-FAIR", "raven/ravenfair_")],
+    [
+        ("ACRE", "acre/"),
+        ("RAVEN", "raven/raven_"),
+        ("RAVEN center_single, as published for language models", "raven/official_"),
+        ("I-RAVEN", "raven/iraven_"),
+        ("RAVEN-FAIR", "raven/ravenfair_"),
+    ],
 )
 def test_the_table_of_conformance_adds_up(lines, label, pattern):
     rows = json.loads((RESULTS / "conformance.json").read_text())

@@ -197,7 +197,7 @@ def evaluate(
     for line in routing_lines(report["routing"]) if "routing" in report else ():
         console.print(line)
     if "independence" in report:
-        console.print(independence_table(report["independence"], loaded.numbered))
+        console.print(independence_table(report["independence"], report["independence_domains"]))
     for row in report["data"]:
         for line in dependence_lines(row.get("dependence", {}), loaded.numbered):
             console.print(f"{row['file']}: {line}")

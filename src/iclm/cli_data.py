@@ -72,7 +72,9 @@ def data_raven(
 def data_corr2cause(
     variables: Annotated[list[int], typer.Option(help="Number of variables, 2 to 6; several times for several.")],
     out: Annotated[Path, typer.Option(help="Evals JSONL file to write.")],
-    problems: Annotated[int | None, typer.Option(help="How many examples; default: all there are.")] = None,
+    problems: Annotated[
+        int | None, typer.Option(help="How many examples; beyond those there are they come again. Default: all, once.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
     variant: Annotated[str, typer.Option(help="official, renamed or paraphrased.")] = "official",
     split: Annotated[str | None, typer.Option(help="train, val or test: no premise is in two; default: all.")] = None,

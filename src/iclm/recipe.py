@@ -411,7 +411,7 @@ def parse_columns(text: str | None) -> dict[str, Any] | None:
     """A mapping of columns given on the command line as YAML, such as "{prompt: question, answer: right}".
 
     Raises:
-        ConfigurationError: the text is no mapping.
+        ConfigurationError: the text is no mapping of names.
     """
     if text is None:
         return None
@@ -419,7 +419,7 @@ def parse_columns(text: str | None) -> dict[str, Any] | None:
         columns = yaml.safe_load(text)
     except yaml.YAMLError:
         columns = None
-    if not isinstance(columns, dict):
+    if not isinstance(columns, dict) or not all(isinstance(key, str) for key in columns):
         raise ConfigurationError(f"columns is {text!r}; write a mapping such as '{{prompt: question, answer: right}}'")
     return columns
 

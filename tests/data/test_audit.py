@@ -7,7 +7,6 @@ import pytest
 
 from iclm.data import Example, Message
 from iclm.data.audit import MARGIN, STRATEGIES, audit, render_text
-from iclm.data.audit.interval import wilson
 from iclm.errors import ConfigurationError, DataError
 
 
@@ -219,12 +218,64 @@ def test_empty_input_is_refused():
         audit({"x": coin_flips(2)}, context=0)
 
 
-def test_interval_is_wilsons():
-    from scipy.stats import binomtest
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_words_that_give_the_answer_away_are_named_whatever_the_order_of_the_choices(shuffle):
+    rng = random.Random(3)
+    examples = []
+    for number in range(300):
+        right, word = rng.choice([("yes", "certainly"), ("no", "hardly")])
+        choices = rng.sample(["no", "yes"], 2) if shuffle else ["no", "yes"]
+        examples.append(example(f"{number} is {word} so", right, choices))
+    report = audit({"x": examples})
+    assert "prompt n-grams" in verdicts(report)
+    assert report.split("x").strategy("prompt n-grams").accuracy > 0.95
 
-    for right, n in [(0, 1), (3, 10), (10, 10), (4000, 8000)]:
-        expected = binomtest(right, n).proportion_ci(method="wilson")
-        assert wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+def test_an_accuracy_that_few_problems_decide_is_no_shortcut():
+    """All questions of a problem have one answer and one last word: of 20 problems, not of 1,000 questions, is what is known."""
+    named = narrow = 0
+    for seed in range(10):
+        rng = random.Random(seed)
+        words = {p: (rng.choice("abcdefgh"), rng.choice(["no", "yes"])) for p in range(20)}
+        examples = [
+            example(("Rules.", f"{p} {q}", f"{words[p][0]} ?"), words[p][1], group=f"p{p}")
+            for p in words
+            for q in range(50)
+        ]
+        result = audit({"x": examples}).split("x").strategy("last token")
+        named += result.verdict == "shortcut"
+        narrow += result.high - result.low < 0.3
+    assert named == narrow == 0
+
+
+def test_a_question_among_other_choices_is_another_question():
+    stem = "Which of these is true?"
+    own = [example(stem, f"right {i}", (f"right {i}", f"wrong {i}", f"odd {i}")) for i in range(60)]
+    report = audit({"x": own})
+    (within,) = report.duplicates
+    assert (within.repeated, within.conflicting, report.split("x").problems) == (0, 0, 60)
+    again = [
+        example(stem, "right 3", ("odd 3", "right 3", "wrong 3")),
+        example(stem, "odd 4", ("odd 4", "wrong 4", "right 4")),
+    ]
+    free = [example(stem, "right 5", ()), example(stem, "nothing", ())]
+    across = audit({"x": own, "y": again + free}).duplicates[-1]
+    assert (across.first, across.second, across.repeated, across.conflicting) == ("x", "y", 2, 2)
+
+
+def test_what_could_not_be_tested_is_not_called_free_of_shortcuts():
+    report = audit({"x": [example("the same", "a", ("a", "b"), group="one") for _ in range(8)]})
+    assert all(result.verdict == "not applicable" for result in report.split("x").strategies)
+    assert "no strategy could be tested" in render_text(report) and "none found" not in render_text(report)
+
+
+def test_the_longest_choice_is_the_one_of_most_tokens():
+    def tokenizer(texts):
+        return {"input_ids": [[0] * sum(3 if ord(sign) > 127 else 0.1 for sign in text).__ceil__() for text in texts]}
+
+    examples = [example("q", "internationalisation", ("internationalisation", "日本語の答え"))]
+    lengths = audit({"x": examples}, tokenizer=tokenizer, context=10).split("x").lengths
+    assert (lengths.cut, lengths.quantiles["max"]) == (1, 20)
 
 
 def test_a_file_that_exists_is_no_name_and_file(tmp_path, monkeypatch):

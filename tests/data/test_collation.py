@@ -178,6 +178,19 @@ def test_the_queries_of_a_problem_share_one_sequence(tiny_tokenizer, acre):
     assert [len(pack.branches) for pack in training_packs(encoded, 1, pack=False)] == [1] * 32
 
 
+def test_a_pack_has_no_more_examples_and_tokens_than_a_batch_may(tiny_tokenizer, acre):
+    encoded = encode(acre, tiny_tokenizer)
+    whole = training_packs(encoded, 1)
+    assert training_packs(encoded, 1, batch_size=4, batch_tokens=10_000) == whole
+    assert [len(pack.branches) for pack in training_packs(encoded, 1, batch_size=3)] == [3, 1] * 8
+    longest = max(pack.tokens for pack in whole)
+    for limit in (longest - 1, longest // 2, 1):
+        packs = training_packs(encoded, 1, batch_tokens=limit)
+        assert all(pack.tokens <= limit or len(pack.branches) == 1 for pack in packs) and len(packs) > 8
+        alone = [pack for made in packs for pack in split_pack(made)]
+        assert alone == [pack for made in whole for pack in split_pack(made)]
+
+
 SEQUENCES = st.lists(
     st.tuples(st.lists(st.integers(2, 3), min_size=1, max_size=6), st.lists(st.integers(2, 3), min_size=1, max_size=3)),
     min_size=1,

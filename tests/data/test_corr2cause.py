@@ -252,6 +252,26 @@ def test_file_reads_back_as_what_was_generated(tmp_path_factory, n, seed, varian
     assert summary["premises"] == len({example.group for example in made})
 
 
+def test_what_comes_again_is_counted_once(tmp_path):
+    summary = write_corr2cause(tmp_path / "a.jsonl", [2, 3], 500, 0)
+    made = read_evals(tmp_path / "a.jsonl")
+    assert summary["problems"] == len(made) == 500
+    assert summary["different"] == len({e.messages for e in made}) < 250
+    assert summary["premises"] == len({e.messages[:-1] for e in made}) < 20
+    assert summary["classes"] == len({e.group for e in made}) < summary["premises"]
+
+
+def test_a_published_file_may_begin_with_a_byte_order_mark(tmp_path):
+    rows = (
+        "input,label\n"
+        + '"Premise: Suppose there is a closed system of 2 variables, A and B. All the statistical relations among these 2 variables are as follows: A correlates with B.\nHypothesis: A directly causes B.",0\n'
+    )
+    for name, text in (("plain.csv", rows), ("marked.csv", "\ufeff" + rows)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    plain, marked = (list(read_csv(tmp_path / name)) for name in ("plain.csv", "marked.csv"))
+    assert [e.messages for e in plain] == [e.messages for e in marked] and len(plain) == 1
+
+
 def test_writing_shows_progress(tmp_path):
     seen = []
     write_corr2cause(tmp_path / "a.jsonl", 4, None, 0, progress=lambda *done: seen.append(done))

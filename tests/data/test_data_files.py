@@ -80,6 +80,30 @@ def test_folder_as_target_is_refused_even_with_overwrite(tmp_path):
         pass
 
 
+def test_what_is_no_regular_file_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(ConfigurationError, match="is a device or a pipe, which is not replaced"),
+        atomic_write(tmp_path / "pipe", overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(ConfigurationError, match="is a device or a pipe"):
+        check_file(tmp_path / "pipe", overwrite=True)
+
+
+def test_a_link_stays_and_what_it_names_is_replaced_with_its_permissions(tmp_path):
+    place = tmp_path / "elsewhere" / "kept.txt"
+    place.parent.mkdir()
+    place.write_text("old")
+    place.chmod(0o600)
+    (tmp_path / "link").symlink_to(place)
+    with atomic_write(tmp_path / "link", overwrite=True) as stream:
+        stream.write("new")
+    assert (tmp_path / "link").is_symlink() and place.read_text() == "new" and place.stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link"]
+
+
 @pytest.mark.parametrize("name", ["file/a.txt", "x" * 400, "x" * 400 + "/a.txt", "a\0b"])
 def test_path_that_cannot_be_written_is_a_configuration_error(tmp_path, name):
     (tmp_path / "file").write_text("not a folder")

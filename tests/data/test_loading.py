@@ -7,14 +7,16 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from iclm.data import corr2cause, pvr, raven
+from iclm.data import acre, corr2cause, pvr, raven
 from iclm.data.loading import (
     distribution,
     domain_numbers,
     overlap,
     pinned,
+    problem_kind,
     read_source,
     read_sources,
+    read_training,
     source_name,
     trained_on,
 )
@@ -253,3 +255,41 @@ def test_a_file_of_another_content_than_was_noted_is_refused(tmp_path):
     assert pinned(missing) is missing
     with pytest.raises(ValidationError, match="sha256 is that of a file, and this source has none"):
         source(raven="center_single", format="text", sha256=noted.sha256)
+
+
+LINE = '{"input": [{"role": "user", "content": "%s"}], "choice_strings": ["a", "b"], "ideal": "a"%s}\n'
+
+
+def two_files(tmp_path, more=""):
+    """train.jsonl in two folders, as sources."""
+    for folder in ("medicine", "law"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.jsonl").write_text(LINE % (folder, more))
+    return [DataSource(file=tmp_path / folder / "train.jsonl") for folder in ("medicine", "law")]
+
+
+def test_files_of_one_name_become_one_domain_only_where_that_is_said(tmp_path):
+    sources = two_files(tmp_path)
+    with pytest.raises(
+        ConfigurationError,
+        match=r"medicine/train.jsonl and .*law/train.jsonl would be one domain by their name, train;",
+    ):
+        read_training(sources)
+    assert len(read_sources(sources)) == 2  # what is only asked may be of any domain
+    named = [
+        source.model_copy(update={"domain": name}) for source, name in zip(sources, ("medicine", "law"), strict=True)
+    ]
+    assert list(domain_numbers(read_training(named))) == ["medicine", "law"]
+    one = [source.model_copy(update={"domain": "both"}) for source in sources]
+    assert list(domain_numbers(read_training(one))) == ["both"]
+    assert len(read_training([sources[0], sources[0]])) == 2
+
+
+def test_rows_that_name_their_domain_need_no_name_of_the_file(tmp_path):
+    found = read_training(two_files(tmp_path, ', "domain": "train"'))
+    assert [example.domain for example in found] == ["train", "train"]
+
+
+def test_official_problems_are_known_by_an_upper_case_name_too(tmp_path):
+    acre.write_problems(tmp_path / "IID_VAL.JSON", acre.generate("IID", "val", 2, 0))
+    assert problem_kind(tmp_path / "IID_VAL.JSON") == "ACRE"

@@ -1,6 +1,7 @@
 """Any data a user has becomes examples: tables, evals files, and how domains are told."""
 
 import json
+import re
 import tracemalloc
 
 import pytest
@@ -39,6 +40,23 @@ def test_tsv_is_split_at_tabs_and_a_delimiter_can_be_given(tmp_path):
     mapping = ColumnMapping("q", "a")
     assert read_table(write(tmp_path, "x.tsv", "q\ta\n1,5?\tone\n"), mapping)[0].prompt == "1,5?"
     assert read_table(write(tmp_path, "x.csv", "q;a\n1,5?;one\n"), mapping, delimiter=";")[0].answer == "one"
+
+
+@pytest.mark.parametrize(
+    ("name", "sign"), [("x.csv", ";"), ("x.csv", "\t"), ("x.csv", "|"), ("x.tsv", ","), ("x.tsv", ";")]
+)
+def test_a_delimiter_that_parts_the_header_need_not_be_given(tmp_path, name, sign):
+    text = HEADER + "Is 1~5 > 1?,yes,yes,no,,numbers\n"
+    path = write(tmp_path, name, text.replace(",", sign).replace("~", "," if sign != "," else "."))
+    (found,) = read_table(path, MAPPING)
+    assert (found.answer, found.choices, found.domain) == ("yes", ("yes", "no"), "numbers")
+    with pytest.raises(DataError, match=re.escape(f"separated by {sign!r}: give that as delimiter")):
+        read_table(path, MAPPING, delimiter="^")
+
+
+def test_a_column_whose_name_holds_a_delimiter_is_one_column(tmp_path):
+    path = write(tmp_path, "x.csv", '"q;a"\nwhat\n')
+    assert read_table(path, ColumnMapping("q;a", "q;a"))[0].answer == "what"
 
 
 def test_line_numbers_stay_true_after_quoted_line_breaks(tmp_path):
@@ -108,10 +126,54 @@ def test_braces_of_a_value_are_no_template(tmp_path):
     assert read_table(path, ColumnMapping("{{{q}}}", "a"))[0].prompt == "{{a.__class__} {}"
 
 
+def test_a_column_of_an_empty_cell_is_not_said_to_be_missing(tmp_path):
+    path = write(tmp_path, "x.jsonl", lines([{"q": "q", "a": "x", "c": None}]))
+    with pytest.raises(DataError, match=r"x\.jsonl:1: column `c\.text` is empty"):
+        read_table(path, ColumnMapping("q", "a", choices="c.text"))
+
+
+@pytest.mark.parametrize("field", ["choices", "fixed_choices"])
+@pytest.mark.parametrize("value", [5, True, 0.5, {"a": "b"}])
+def test_choices_that_are_no_list_are_refused(field, value):
+    with pytest.raises(ConfigurationError, match=f"mapping: `{field}` is .*; it must be a"):
+        ColumnMapping.from_dict({"prompt": "q", "answer": "a", field: value})
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([], "is an answer to nothing"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "q"}]}],
+            "`messages` must be a list .* turn 0 is not one",
+        ),
+        ([{"role": "user", "content": "q"}, "?"], "turn 1 is not one"),
+    ],
+)
+def test_a_conversation_is_blamed_by_its_own_name(tmp_path, turns, message):
+    path = write(tmp_path, "x.jsonl", lines([{"messages": [*turns, {"role": "assistant", "content": "a"}]}]))
+    with pytest.raises(DataError, match=message) as caught:
+        read_examples(path)
+    assert "`input`" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mapping", [None, ColumnMapping("q", "a")])
+def test_a_packed_file_is_to_be_unpacked(tmp_path, mapping):
+    path = write(tmp_path, "x.jsonl.gz", b"\x1f\x8b")
+    with pytest.raises(
+        ConfigurationError, match=r"x\.jsonl\.gz: the name must end in one of \.csv.*, and be unpacked first"
+    ):
+        read_examples(path, mapping)
+
+
 FULL = {"question": "q", "right": "x", "a": "x", "b": "y", "c": "z", "topic": None}
 BAD_TABLES = {
     "missing column": ("x.csv", "question,right,a,b,topic\n", "1: there is no column `c`; the columns are `question`"),
-    "other delimiter": ("x.csv", HEADER.replace(",", ";"), "1: .*separated by ';': give that as delimiter"),
+    "other delimiter": (
+        "x.csv",
+        "question;right;a;b;topic\n",
+        "1: there is no column `c`; the columns are `question`, `right`, `a`",
+    ),
     "column twice": ("x.csv", "a,a\n", "1: the column `a` is there twice"),
     "empty header": ("x.csv", "\n", "1: the first line is empty"),
     "header only": ("x.csv", HEADER, "1: there are no examples; the file or split is empty"),
@@ -271,8 +333,6 @@ def test_file_without_mapping_must_be_evals(tmp_path):
             DataError, match=r"x\.jsonl:2: `messages` must be a conversation that ends with a turn of role assistant"
         ):
             list(read_examples(write(tmp_path, "x.jsonl", lines([talk, {"messages": broken}]))))
-    with pytest.raises(DataError, match=r"x\.jsonl:1: `input` must be"):
-        list(read_examples(write(tmp_path, "x.jsonl", lines([{"messages": talk["messages"][1:]}]))))
 
 
 def test_unknown_names_are_told_apart(tmp_path):

@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+from decimal import Decimal
 
+import numpy as np
 import pytest
 
+from iclm.data.loading import read_source
 from iclm.data.sources import ColumnMapping, hub, optional, read_examples, read_table
 from iclm.errors import ConfigurationError, DataError
+from iclm.recipe import DataSource
 
 MAPPING = ColumnMapping("q", "a", choices="o")
 ROWS = [{"q": f"question {i}", "a": "xy"[i % 2], "o": ["x", "y"], "unused": i} for i in range(600)]
@@ -38,6 +42,27 @@ def test_parquet_rows_of_all_batches_are_read_and_named(tmp_path):
     examples = read_table(path, MAPPING)
     assert [e.prompt for e in examples] == [row["q"] for row in ROWS]
     assert examples[-1].source == f"{path}:row 600"
+
+
+def test_numbers_of_a_parquet_file_are_what_was_written(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "q": ["one", "two"],
+        "half": pa.array(np.array([0.1, 2.0], np.float16)),
+        "single": pa.array([0.1, 16777216.0], pa.float32()),
+        "double": pa.array([0.1, 1e-7], pa.float64()),
+        "exact": pa.array([Decimal("0.10"), Decimal("12.50")], pa.decimal128(8, 2)),
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    found = {
+        n: [e.answer for e in read_table(tmp_path / "x.parquet", ColumnMapping("q", n))] for n in list(columns)[1:]
+    }
+    assert found == {
+        "half": ["0.1", "2.0"],
+        "single": ["0.1", "16777216.0"],
+        "double": ["0.1", "1e-07"],
+        "exact": ["0.10", "12.50"],
+    }
 
 
 def test_error_in_a_parquet_row_names_the_row(tmp_path):
@@ -105,6 +130,16 @@ def test_folder_of_save_to_disk_is_read_by_split(tmp_path, offline):
     assert len(read_examples(tmp_path / "one", MAPPING, limit=3)) == 3
     with pytest.raises(DataError, match="there is no column `z`"):
         read_examples(tmp_path / "one", ColumnMapping("q", "z"))
+
+
+def test_a_recipe_reads_a_folder_that_was_saved_without_splits(tmp_path, offline):
+    rows = [{"q": "1 + 1 =", "a": "2"}, {"q": "1 + 2 =", "a": "3"}]
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "one")
+    columns = {"prompt": "q", "answer": "a"}
+    assert [e.answer for e in read_source(DataSource(dataset=str(tmp_path / "one"), columns=columns))] == ["2", "3"]
+    with pytest.raises(ConfigurationError, match="has no splits; leave out split 'val'"):
+        read_source(DataSource(dataset=str(tmp_path / "one"), columns=columns, split="val"))
 
 
 def test_folder_of_data_files_is_read(tmp_path, offline):

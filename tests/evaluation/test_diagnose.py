@@ -344,7 +344,8 @@ def test_mcnemar_counts_only_changed_answers(lost, gained):
         ({"pvr": "max", "split": "holdout", "shift": "permutation"}, False),  # the training holds out other windows
         ({"pvr": "max", "split": "test", "shift": "permutation"}, False),
         ({"pvr": "max", "complexity": 1}, True),
-        ({"pvr": "min"}, True),
+        ({"pvr": "min"}, False),  # of one value all aggregations are that value
+        ({"pvr": "min", "split": "holdout"}, True),
     ],
     ids=str,
 )

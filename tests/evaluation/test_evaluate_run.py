@@ -297,6 +297,27 @@ def test_independence_is_measured_on_the_states_of_all_files_together(run, files
     json.dumps(report, allow_nan=False)
 
 
+def test_domains_that_the_run_does_not_know_are_not_taken_for_one(run, files, tmp_path):
+    strangers = [f"{files[form]}={name}" for form, name in (("symbolic", "signs"), ("text", "words"))]
+    report = evaluate_run(run, sources(run, files["text"], *strangers), independence=True)
+    found, names = report["independence"], report["independence_domains"]
+    assert {names[number]: found[number]["n"] for number in found if number != "leakage"} == {
+        "text": 12,
+        "signs": 12,
+        "words": 12,
+    }
+
+
+def test_questions_of_a_file_without_groups_are_of_one_problem_where_they_share_it(run, tmp_path):
+    rows = [e for problem in generate("IID", "val", 8, seed=3) for e in examples(problem, "text")]
+    for name, extras in (("given", True), ("told", False)):
+        write_evals(tmp_path / f"{name}.jsonl", rows, extras=extras)
+    asked = (sources(run, f"{tmp_path / name}.jsonl=text") for name in ("given", "told"))
+    given, told = ([{**m, "by_kind": None} for m in evaluate_run(run, s)["data"][0]["modules"]] for s in asked)
+    assert given == told
+    assert any("effect" in m for m in given), "the test needs answers of a problem that stand or fall together"
+
+
 @pytest.mark.parametrize("options", [{"generate": True}, {"module": "invariant"}, {"module": "domain_0"}])
 def test_independence_needs_the_states_of_a_mixture(run, lora, files, options):
     with pytest.raises(ConfigurationError, match="independence"):

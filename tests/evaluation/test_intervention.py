@@ -9,6 +9,7 @@ import torch
 from iclm.data.collation import EncodedExample
 from iclm.data.example import Example, Message
 from iclm.errors import ConfigurationError, DataError
+from iclm.evaluation.comparison import paired_difference
 from iclm.evaluation.intervention import interventions, module_effects, perturbed, swap_matrix
 from iclm.evaluation.scoring import score
 
@@ -20,7 +21,9 @@ def item(number, domain=-1, name=None):
     """An example of random tokens with three choices, of which the first or the last is right."""
     tokens = torch.randint(10, 500, (4 + number % 5,), generator=torch.Generator().manual_seed(number)).tolist()
     answer = "a" if number % 2 else "c"
-    example = Example((Message("user", "prompt"),), ("a", "b", "c"), answer, domain=name, source=f"item {number}")
+    example = Example(
+        (Message("user", f"prompt {number}"),), ("a", "b", "c"), answer, domain=name, source=f"item {number}"
+    )
     choices = ((5,), (6, 7), (8, 9))
     return EncodedExample(tuple(tokens), choices, choices["abc".index(answer)], domain, example)
 
@@ -92,6 +95,15 @@ def test_each_cell_of_the_swap_is_the_accuracy_with_that_module_alone(model):
         ]
     assert sum(row.n for row in matrix.routed) == len(ITEMS)
     assert len({a.correct for row in matrix.routed for a in row.accuracy}) > 1, "the test needs cells that differ"
+
+
+def test_the_advantage_of_a_route_is_that_of_the_same_questions(model):
+    matrix, scores = swap_matrix(model, ITEMS, pad=0), score(model, ITEMS, modules=ROUTES)
+    answers = np.array([item.example.answer_index for item in ITEMS])
+    right = np.stack([scores.predictions(module) == answers for module in ROUTES]).astype(float)
+    own = right[scores.routes, np.arange(len(ITEMS))]
+    assert matrix.advantage == paired_difference(own, (right.sum(0) - own) / 2, list(range(len(ITEMS))))
+    assert matrix.to_dict()["advantage"]["low"] == matrix.advantage[1]
 
 
 def test_rows_by_domain_are_the_known_domains_by_name_or_number(llama):

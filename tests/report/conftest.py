@@ -85,6 +85,7 @@ def make_diagnosis():
             }
             for i in range(modules)
         ]
+        better = {"value": 0.5, "low": 0.4, "high": 0.6} if modules > 1 else None
         steps = list(range(5, 80, 5))
         curve = {"step": steps, "value": [5.0 / step for step in steps]}
         compare = [row for m in every for d in ("iid", "ood") for row in compared(m, "base", d, names, n)]
@@ -126,7 +127,7 @@ def make_diagnosis():
             "interventions": {
                 "measured": True,
                 "isolated": True,
-                "swap": {"modules": every[2:], "routed": swap, "by_domain": []},
+                "swap": {"modules": every[2:], "routed": swap, "by_domain": [], "advantage": better},
                 "effects": {"modules": every[1:], "moved": {"off": moved, "noise": moved}, "routes_changed": 0},
                 "effect_examples": 8,
             },

@@ -20,13 +20,18 @@ MIXTURE = {"iclm": [[[8, 4], [6, 9]], [[6, 4], [6, 7]]], "lora": [[[9, 3], [4, 9
 
 def line(method, seed, kind="sequence", boundaries="known", **settings):
     settings = {"method": "lora" if method.startswith("lora") else "iclm", **settings}
-    unit = {
-        "opened": method != "lora",
-        "trainable": 100,
-        "added": 50 * (method != "lora"),
-        "train_seconds": 30.0,
-        "guard_seconds": 0.0,
-    }
+    units = [
+        {
+            "module": number if method != "lora" else -1,
+            "opened": method != "lora",
+            "tasks": {task: 10},
+            "trainable": 100,
+            "added": 50 * (method != "lora"),
+            "train_seconds": 30.0,
+            "guard_seconds": 0.0,
+        }
+        for number, task in enumerate(TASKS)
+    ]
     return {
         "job": f"o-{method}-{boundaries}-{seed}",
         "name": f"o/{method}/seed-{seed}",
@@ -37,7 +42,7 @@ def line(method, seed, kind="sequence", boundaries="known", **settings):
         "boundaries": boundaries,
         "tasks": TASKS,
         "kind": kind,
-        "units": [unit, unit] if kind == "sequence" else [],
+        "units": units if kind == "sequence" else [],
         "homes": {"a": 0, "b": 1} if method == "iclm" else {},
         "total_seconds": 60.0,
         "device": "cpu",
@@ -117,11 +122,69 @@ def test_under_a_guard_an_iclm_is_set_against_lora_under_the_same():
     assert pairs == {"lora-ewc": "lora", "lora-replay": "lora", "iclm-replay": "lora-replay", "iclm-frozen": "lora"}
 
 
+def test_the_same_guard_is_one_of_the_same_strength():
+    """Which is the method's own, else the recipe's; an ICLM under another is set against LoRA without one."""
+    result, recipe = Found(), {"ewc": {"weight": 100.0}, "replay": {"problems": 8}}
+    weights = {"lora": None, "lora-ewc-1": 1.0, "lora-ewc-100": 100.0, "iclm-ewc-7": 7.0, "iclm-ewc-100": 100.0}
+    lines = [
+        line(name, 0, **({"guard": "ewc", "ewc": {"weight": weight}} if weight else {}))
+        for name, weight in weights.items()
+    ]
+    lines += [line("iclm-ewc", 0, guard="ewc", ewc=None)]
+    lines += [line("lora-replay", 0, guard="replay"), line("iclm-replay", 0, guard="replay", replay={"problems": 8})]
+    for one in lines:
+        one["recipe"] |= recipe
+        result.sequences.append(one)
+        result.rows += [row(one, "mixture", i + 1, j, 5) for i in (0, 1) for j in (0, 1)]
+    pairs = {e["method"]: e["against"] for e in summarise(result)["differences"] if e["method"].startswith("iclm")}
+    assert pairs == {
+        "iclm-ewc-7": "lora",
+        "iclm-ewc-100": "lora-ewc-100",
+        "iclm-ewc": "lora-ewc-100",
+        "iclm-replay": "lora-replay",
+    }
+
+
 def test_the_own_module_of_a_task_is_the_one_it_was_trained_with(found):
     own = entry(summarise(found), "metrics", method="iclm", module="own module")
     assert own["average"]["mean"] == pytest.approx((0.7 + 0.8) / 2)
     assert own["backward"]["mean"] == 0 and own["forgetting"]["mean"] == 0
     assert own["forward"] is None, "a task has no module before it was learned"
+
+
+def test_a_task_that_went_to_a_frozen_module_has_none_of_its_own(found):
+    result = Found()
+    for seed, (home, opened) in enumerate(((0, False), (1, True))):
+        one = line("iclm", seed)
+        one["homes"]["b"], one["units"][1] = (
+            home,
+            {**one["units"][1], "module": home, "opened": opened, "added": 50 * opened},
+        )
+        result.sequences.append(one)
+        result.rows += [row(one, "mixture", i + 1, j, 5) for i in (0, 1) for j in (0, 1)]
+        result.rows += [row(one, "domain_0", i, j, (7, 1)[j]) for i in (1, 2) for j in (0, 1)]
+        result.rows += [row(one, "domain_1", 2, j, (2, 8)[j]) for j in (0, 1) if opened]
+    summary = summarise(result)
+    own = entry(summary, "metrics", module="own module")
+    assert own["counted"] == [1, 2]
+    assert own["average"]["mean"] == own["learned"]["mean"] == pytest.approx((0.7 + (0.7 + 0.8) / 2) / 2)
+    assert own["backward"] is None, "of a single task there is none"
+    assert entry(summary, "matrices", module="own module")["values"] == [[None, None], [0.7, None], [0.7, None]]
+    assert "| o | iclm | own module (1 or 2 of 2 tasks) | 0.725 " in texts(summary)["tiny/modules"]
+    assert "| own module | 0.750 [" in texts(summarise(found))["tiny/modules"]
+
+
+def test_trained_parameters_are_a_mean_over_seeds():
+    """Of models that opened other numbers of modules, whichever seed comes first."""
+    for opened in ((False, True), (True, False)):
+        result = Found()
+        for seed, second in enumerate(opened):
+            one = line("iclm", seed)
+            one["units"][1] |= {"opened": second, "added": 50 * second}
+            result.sequences.append(one)
+            result.rows += [row(one, "mixture", i + 1, j, 5) for i in (0, 1) for j in (0, 1)]
+        iclm = next(text for text in texts(summarise(result))["tiny/metrics"].splitlines() if "| iclm |" in text)
+        assert iclm.endswith("| 2 | 1 or 2 | 38 | 125 | – | 30 |")
 
 
 def test_the_base_has_an_average_and_no_metrics_of_a_sequence(found):
@@ -207,6 +270,60 @@ def test_other_settings_are_no_further_seed(found, tmp_path):
         (out / "rows.jsonl").write_text("")
         with pytest.raises(ConfigurationError, match="o/lora/seed-0 was done with other settings"):
             collect([tmp_path / "one", out])
+
+
+ACRE = {"acre": "IID", "problems": 3, "format": "text"}
+ASKED = {"train": [{**ACRE, "split": "train"}], "test": [{**ACRE, "split": "test"}]}
+
+
+def written(folder, one, recipe, **changes):
+    """The files of one sequence with a recipe of its own; returns their folder."""
+    folder.mkdir()
+    one = {**one, **changes, "recipe": {**one["recipe"], **recipe}}
+    (folder / "sequences.jsonl").write_text(json.dumps(one) + "\n")
+    (folder / "rows.jsonl").write_text("")
+    return folder
+
+
+OF_ALL = {"base": "x", "dtype": "auto", "tasks": {"a": ASKED, "b": ASKED}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "said"),
+    [
+        ({"base": "y"}, {}, "base"),
+        ({"dtype": "float32"}, {}, "dtype"),
+        (
+            {"tasks": {"a": ASKED, "b": {**ASKED, "test": [{**ACRE, "split": "val"}]}}},
+            {},
+            "the test questions of task b",
+        ),
+        (
+            {"tasks": {"a": {**ASKED, "train": [{**ACRE, "problems": 4}]}, "b": ASKED}},
+            {},
+            "the training data of task a",
+        ),
+        ({}, {"tasks": ["b", "a"]}, "their tasks"),
+    ],
+)
+def test_methods_of_other_questions_are_not_reported_together(recipe, changes, said, tmp_path):
+    one = written(tmp_path / "one", line("lora", 0), OF_ALL)
+    two = written(tmp_path / "two", line("iclm", 1), {**OF_ALL, **recipe}, **changes)
+    message = f"two: o/iclm/seed-1 and o/lora/seed-0 of sequence tiny differ in {said}, .*; report them apart"
+    with pytest.raises(ConfigurationError, match=message):
+        collect([one, two])
+    for name in ("sequence", "order"):  # of another sequence, or order, it may be anything
+        other = written(tmp_path / name, line("iclm", 1), {**OF_ALL, **recipe}, **changes, **{name: "another"})
+        assert len(collect([one, other]).sequences) == 2
+
+
+def test_methods_of_the_same_questions_are_reported_together(tmp_path):
+    """Whatever else a method changes, where a file with its SHA-256 lies, and if a setting was added since."""
+    own = {"train": [{"file": "/one/own.jsonl", "sha256": "0" * 64}], "test": ASKED["test"]}
+    elsewhere = {**own, "train": [{**own["train"][0], "file": "/two/own.jsonl", "score": "sum"}]}
+    one = written(tmp_path / "one", line("lora", 0), {**OF_ALL, "tasks": {"a": own, "b": ASKED}})
+    recipe = {**OF_ALL, "tasks": {"a": elsewhere, "b": ASKED}, "training": {"batch_size": 7}, "ewc": {"weight": 7.0}}
+    assert len(collect([one, written(tmp_path / "two", line("iclm", 1), recipe)]).sequences) == 2
 
 
 def test_what_is_no_experiment_is_refused_in_one_line(tmp_path):

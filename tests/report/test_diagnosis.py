@@ -19,7 +19,6 @@ from iclm.report.diagnosis import (
     NOT_MEASURED,
     check_folder,
     diagnosis_tables,
-    swap_advantage,
     verdicts,
     write_diagnosis,
 )
@@ -203,6 +202,15 @@ def test_the_domain_that_lost_most_is_judged_with_a_corrected_p_value(healthy, b
         assert found.value == pytest.approx(before - now) and "kind_of_text_1" in found.words
 
 
+def test_a_clear_loss_is_not_hidden_by_a_few_examples_that_lost_more(healthy):
+    rows = healthy["forgetting"]["base"]
+    one, other = [row for row in rows if row["module"] == "mixture" and row["domain"] is not None][:2]
+    one |= {"before": 0.80, "now": 0.65, "p_value": 1e-9}
+    other |= {"before": 0.50, "now": 0.25, "p_value": 0.25}
+    found = judged(healthy, "forgetting", "the base")
+    assert (found.verdict, found.value) == (FAILED, pytest.approx(0.15)) and one["domain"] in found.words
+
+
 def test_a_domain_module_need_not_keep_what_others_are_for(healthy):
     for row in healthy["forgetting"]["base"]:
         if row["module"] == "domain_0":
@@ -234,22 +242,28 @@ def test_a_changed_route_is_a_failure(healthy):
     assert judged(healthy, "interventions", "move of other modules").verdict == FAILED
 
 
-def swapped(own, other, n=40):
-    cells = {True: Accuracy(own, n).to_dict(), False: Accuracy(other, n).to_dict()}
-    return [{"source": f"domain_{i}", "n": n, "accuracy": [cells[i == j] for j in range(2)]} for i in range(2)]
+def advantage(low, high):
+    return {"value": (low + high) / 2, "low": low, "high": high}
 
 
-@pytest.mark.parametrize(("own", "other", "verdict"), [(36, 20, HEALTHY), (30, 30, DOUBTFUL), (20, 36, FAILED)])
-def test_the_routers_module_should_answer_better_than_the_others(healthy, own, other, verdict):
-    healthy["interventions"]["swap"]["routed"] = swapped(own, other)
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "words"),
+    [
+        (0.1, 0.5, HEALTHY, "have specialised"),
+        (-0.02, 0.03, DOUBTFUL, "have not specialised"),
+        (-0.1, 0.3, DOUBTFUL, "up to 0.30 better or no better"),
+        (-0.5, -0.1, FAILED, "answer better"),
+    ],
+)
+def test_the_routers_module_should_answer_better_than_the_others(healthy, low, high, verdict, words):
+    healthy["interventions"]["swap"]["advantage"] = advantage(low, high)
     found = judged(healthy, "interventions", "above the others")
-    assert found.verdict == verdict and found.value == pytest.approx((own - other) / 40)
+    assert found.verdict == verdict and words in found.words and found.value == pytest.approx((low + high) / 2)
 
 
-def test_one_module_has_no_other_to_be_swapped_with(make_diagnosis):
-    report = make_diagnosis(modules=1, domains=1)
-    assert swap_advantage(report["interventions"]["swap"]["routed"]) is None
-    assert judged(report, "interventions", "above the others").verdict == NOT_MEASURED
+def test_one_module_has_no_other_to_be_swapped_with(healthy):
+    healthy["interventions"]["swap"]["advantage"] = None
+    assert judged(healthy, "interventions", "above the others").verdict == NOT_MEASURED
 
 
 # -- what is missing, tables, folder -----------------------------------------------------------------------------------

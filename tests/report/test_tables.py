@@ -144,10 +144,10 @@ def test_the_table_of_independence_has_a_row_for_each_domain_and_measure():
         "correlation": {"mean": 0.3, "permuted_mean": 0.05, "p_value": 0.5},
     }
     found = {"0": within, "1": {"n": 3, "skipped": "3 examples"}, "leakage": {"n": 3, "skipped": "one domain"}}
-    table = independence_table(found, ["text"])
+    table = independence_table(found, {"0": "text", "1": "law"})
     columns = [list(column.cells) for column in table.columns]
-    assert columns[0] == ["text"] * 4 + ["unknown domain"]
+    assert columns[0] == ["text"] * 4 + ["law"]
     assert columns[2] == ["1.23", "0.50", "0.25", "0.30", "–"]
     assert columns[4][0] == "0.048" and columns[4][1] == "–"
     leaking = {**found, "leakage": {"accuracy": 0.9, "chance": 0.5, "p_value": 0.01}}
-    assert list(independence_table(leaking, ["text"]).columns[2].cells)[-1] == "0.90"
+    assert list(independence_table(leaking, {"0": "text", "1": "law"}).columns[2].cells)[-1] == "0.90"

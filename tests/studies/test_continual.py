@@ -12,6 +12,7 @@ from iclm.cli import app
 from iclm.errors import CheckpointError, ConfigurationError, DataError
 from iclm.studies.continual import job as jobs
 from iclm.studies.continual import sequence as sequences
+from iclm.studies.continual.boundaries import boundary_rows
 from iclm.studies.continual.recipe import ContinualRecipe, load_continual, told_boundaries, training_recipe
 from iclm.studies.continual.runner import Experiment, sequence_jobs
 from iclm.studies.continual.sequence import TaskSequence
@@ -465,6 +466,77 @@ def test_between_tasks_that_are_learned_together_nothing_was_measured(values, tm
     assert {row["trained_through"] for row in rows} == {2}
 
 
+@pytest.fixture(scope="module")
+def late(values):
+    """A recipe whose last task counts as learned before its last prompts, which open a module of their own, are."""
+    words, raven = (values["tasks"][name] for name in ("words", "raven"))
+    more = [{**words["train"][0], "problems": 9}, {**raven["train"][0], "problems": 4}]
+    tasks = {"symbolic": values["tasks"]["symbolic"], "last": {"train": more, "test": words["test"]}}
+    training = {**values["training"], "batch_size": 16}
+    return {**values, "tasks": tasks, "methods": UNKNOWN, "novelty": {"chunk": 12, "margin": 3}, "training": training}
+
+
+@pytest.fixture(scope="module")
+def late_rows(late, tmp_path_factory):
+    """The folder of its sequence, done without a stop, and its rows."""
+    folder = write_job(tmp_path_factory.mktemp("late") / "job", late)
+    jobs.run_job(folder)
+    return folder, rows_of(folder)
+
+
+def rows_of(folder):
+    found = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in found]
+
+
+def test_the_last_row_is_of_the_model_at_the_end(late, late_rows):
+    """Also where units came after the one that ended the last task."""
+    from iclm.evaluation.runs import load_run
+    from iclm.studies.continual.asking import ask
+
+    folder, rows = late_rows
+    done = json.loads((folder / "done.json").read_text())
+    units = done["units"]
+    assert [task for unit in units for task in unit["ends"]] == ["symbolic", "last"]
+    assert units[-1]["opened"] and not units[-1]["ends"], "what is tested here does not happen"
+    last = [row for row in rows if row["trained_through"] == 2]
+    assert {row["unit"] for row in last} == {len(units)}
+    assert len({(row["module"], row["tested_on"]) for row in last}) == len(last)
+    model = load_run(folder / "run").model
+    sequence = TaskSequence(write_job(folder.parent / "again", late))
+    found = ask(model, sequence.reader().tests(), done["homes"], sequence.pad, range(model.config.num_domains))
+    assert {(row["module"], row["tested_on"]): row["correct"] for row in last} == found
+    assert ("domain_2", "last") in found
+
+
+def test_a_sequence_killed_after_any_unit_ends_in_the_same_last_row(late, late_rows, tmp_path, monkeypatch):
+    folder = write_job(tmp_path / "cut", late)
+    monkeypatch.setattr(TaskSequence, "keep", keep_and_die)
+    stops = 0
+    while not (folder / "done.json").is_file():
+        try:
+            jobs.run_job(folder)
+        except KilledError:
+            stops += 1
+    assert stops == len(json.loads((folder / "done.json").read_text())["units"]) == 3
+    assert rows_of(folder) == late_rows[1]
+
+
+def test_a_stream_goes_on_from_where_an_earlier_version_left_it():
+    """Which counted the prompts of a module, and not its problems."""
+
+    class Fixed:
+        order = ("a",)
+        recipe = ContinualRecipe.model_validate({"tasks": {"a": TASK}, "methods": {"iclm": {}}})
+
+    values = Stream(Fixed()).values
+    values |= {"errors": [[0.5], [0.5]], "placed": [9, 6], "problems": 2}
+    tensors = {"codes": torch.zeros(2, 4)}
+    assert Stream(Fixed(), values, tensors).cut.calibration.problems == 2
+    del values["problems"]
+    assert Stream(Fixed(), values, tensors).cut.calibration.problems == 6
+
+
 @pytest.mark.parametrize("change", ["starts", "unit", "points"])
 def test_a_damaged_stream_is_named_and_a_changed_task_refused(change):
     class Fixed:  # what a stream needs of a reader
@@ -515,6 +587,39 @@ def test_thresholds_are_measured_without_a_training(values, tmp_path):
     assert len(rows) == 3 * (3 + 1) and {row["sequence"] for row in rows} == {"recipe"}
     again = CliRunner().invoke(app, arguments)
     assert "exists" in str(again.exception)
+
+
+@pytest.fixture(scope="module")
+def hybrid(tiny_tokenizer, tmp_path_factory):
+    """Folder of a tiny base with convolutions, whose examples cannot share a sequence."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("hybrid")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 4096, "block_multiple_of": 8}
+    sizes["layer_types"] = ["conv", "full_attention"] * 2
+    tokens = {"vocab_size": len(tiny_tokenizer), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(transformers.Lfm2Config(**sizes, **tokens)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*sequence of its own")
+@pytest.mark.parametrize("told", ["known", "unknown"])
+def test_a_base_that_never_packs_learns_a_sequence(told, values, hybrid, tmp_path):
+    tasks = {name: values["tasks"][name] for name in ("symbolic", "raven")}
+    folder = write_job(tmp_path / "job", values, base=hybrid, tasks=tasks, boundaries=told)
+    done = jobs.run_job(folder)
+    assert sum(sum(unit["tasks"].values()) for unit in done["units"]) == 12 + 12
+    assert {row["trained_through"] for row in rows_of(folder)} >= {2}
+
+
+@pytest.mark.filterwarnings("ignore:.*sequence of its own")
+def test_thresholds_are_measured_on_a_base_that_never_packs(values, hybrid):
+    recipe = ContinualRecipe.model_validate({**values, "base": hybrid})
+    found = list(boundary_rows(recipe, "tiny", [1.0]))
+    assert [row["kind"] for row in found] == ["curve"] * 3 + ["stream"]
 
 
 @pytest.mark.parametrize("margins", ["", "0", "1,x", "-1"])

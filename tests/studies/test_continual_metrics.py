@@ -82,3 +82,13 @@ def test_rows_that_contradict_each_other_or_are_of_no_task_are_refused():
         matrix_of([{"trained_through": 1, "tested_on": "d", "correct": 1, "n": 10}], ["a", "b", "c"])
     with pytest.raises(ConfigurationError, match="after 4 tasks"):
         matrix_of([{"trained_through": 4, "tested_on": "a", "correct": 1, "n": 10}], ["a", "b", "c"])
+
+
+def test_of_tasks_that_were_not_asked_there_is_no_row_either():
+    """A module of the first and the third of four tasks, which does not change once it has learned."""
+    values = np.full((5, 4), np.nan)
+    values[0], values[1:, 0], values[3:, 2] = 0.1, 0.8, 0.6
+    found = AccuracyMatrix(values).asked()
+    assert np.array_equal(found.values, [[0.1, 0.1], [0.8, np.nan], [0.8, 0.6]], equal_nan=True)
+    assert (found.average, found.learned, found.backward) == (pytest.approx(0.7), pytest.approx(0.7), 0)
+    assert np.array_equal(AccuracyMatrix(R).asked().values, R)

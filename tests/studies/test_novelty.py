@@ -61,6 +61,60 @@ def test_a_single_problem_places_its_code_and_calibrates_it():
     assert unit.placed == (0, 1, 2, 3) and len(calibration.errors[0]) == 4
 
 
+@pytest.mark.parametrize(
+    ("sizes", "held"),
+    [
+        ([8, 5, 4], [3, 7, 11, 16]),  # enough in each for the share: counted anew
+        ([3, 3, 3, 3, 3], [2, 3, 7, 11]),  # too few: counted on, and one of the first two or more
+        ([2, 1, 1], [1, 3]),
+        ([1, 1, 2], [1, 3]),
+        ([1], []),
+    ],
+)
+def test_problems_are_held_out_however_few_of_them_come_together(sizes, held):
+    found, before = [], 0
+    for size in sizes:
+        found += [before + at for at in held_out(range(size), 0.25, before).nonzero()[:, 0].tolist()]
+        before += size
+    assert found == held
+
+
+def test_the_threshold_of_small_chunks_is_not_of_the_prompts_that_place_the_code():
+    """Chunks of three problems each, whose prompts are alike within a problem: about a quarter of the problems calibrates."""
+    centres = cluster(0.0, 30, 0)
+    points = torch.cat([cluster(centre, 2, seed, 0.01) for seed, centre in enumerate(centres)])
+    calibration, novelty, groups = Calibration(), Novelty(), [number // 2 for number in range(60)]
+    placed = calibration.open(points[:6], groups[:6], novelty).tolist()
+    for start in range(6, 60, 6):
+        placed += calibration.extend(points[start : start + 6], groups[start : start + 6], novelty).tolist()
+    rest = [number for number in range(60) if not placed[number]]
+    assert sorted({number // 2 for number in rest}) == [2, 3, 7, 11, 15, 19, 23, 27]
+    assert len(calibration.errors[0]) == len(rest) and calibration.placed == [60 - len(rest)]
+    assert calibration.problems == 30
+    assert torch.allclose(calibration.codes[0], points[placed].mean(0), atol=1e-6)
+
+
+def test_a_problem_that_calibrated_its_own_code_does_so_until_there_is_a_second():
+    calibration, points = Calibration(), torch.cat([cluster(0.0, 4, 0, 0.01), cluster(1.0, 4, 1, 0.01)])
+    calibration.open(points[:4], [0] * 4, Novelty())
+    low = calibration.threshold(0, Novelty())
+    assert not calibration.extend(points[4:], [1] * 4, Novelty()).any(), "the second is held out"
+    assert torch.allclose(calibration.codes[0], points[:4].mean(0))
+    assert len(calibration.errors[0]) == 4 and calibration.threshold(0, Novelty()) > 100 * low
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.sampled_from([0.1, 0.25, 0.5, 0.9]))
+def test_of_two_problems_or_more_one_places_and_one_calibrates(sizes, share):
+    calibration, novelty, before, placed = Calibration(), Novelty(held_out=share), 0, []
+    for size in sizes:
+        take = calibration.open if not before else calibration.extend
+        placed += take(cluster(0.0, size, before), range(before, before + size), novelty).tolist()
+        before += size
+    count = sum(placed)
+    assert calibration.placed == [count] and calibration.problems == before
+    assert len(calibration.errors[0]) == (before - count or 1) and count >= 1
+
+
 def test_a_stream_is_cut_where_it_changes_even_within_a_chunk():
     points, tasks, groups = stream((0.0, 100), (8.0, 100), (-8.0, 100))
     units, shares = segment(Calibration(), points, groups, Novelty(chunk=32))

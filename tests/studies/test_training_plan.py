@@ -1,26 +1,52 @@
 """Plans: parameters exactly, memory and time beside those of the real training."""
 
 import json
+import runpy
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import CONFIG_MAPPING, LlamaConfig
 
 from iclm.errors import BackboneError, ConfigurationError
 from iclm.model import ICLMForCausalLM
+from iclm.model.attention import attention
 from iclm.model.backbone import freeze
+from iclm.report.plan import plan_lines, plan_table
 from iclm.studies.bench.contestants import Workload
 from iclm.studies.plan import measure
 from iclm.studies.plan.bases import build, configuration_of, first_layers, on_meta, published, shallow
 from iclm.studies.plan.plan import plan
 from iclm.studies.plan.process import process_peak
 
+OTHER = runpy.run_path(str(Path(__file__).parents[1] / "invariants" / "test_other_bases.py"))["BASES"]
+UNLIKE = {"DeepseekV3Config": "(1 from 0)", "Qwen3NextConfig": "(1 from 0)", "Lfm2Config": "(1 from 0)"}
+UNLIKE |= {"Gemma4TextConfig": "(2 from 0)", "GPTNeoConfig": "a gpt_neo configuration cannot be cut to 1 of its layers"}
+
 
 @pytest.fixture
 def quick(monkeypatch):
     """No process is started, and one step is timed."""
     monkeypatch.setattr("iclm.studies.plan.plan.process_peak", lambda *args: 1)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Nothing is measured."""
+    monkeypatch.setattr("iclm.studies.plan.plan._predict", lambda *args: {"seconds": None, "flops": 0})
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Path of the config.json of another base."""
+
+    def write(name):
+        getattr(transformers, name)(**OTHER[name]).to_json_file(tmp_path / "config.json", use_diff=False)
+        return str(tmp_path / "config.json")
+
+    return write
 
 
 def own(model, module=""):
@@ -50,6 +76,118 @@ def test_parameters_are_those_of_the_real_model(base_folders, load_tiny_base, ar
     assert found["modules"] == own(model) == (1 + k) * own(model, ".0")
     assert found["module"] == own(model, ".1") and found["lora"] == own(lora)
     assert found["base"] == model.base_parameters and found["copies"] == (k + 2) * model.base_parameters
+
+
+@pytest.mark.parametrize("targets", ["attention", "all-linear"])
+@pytest.mark.parametrize("name", OTHER)
+def test_parameters_are_those_of_the_real_model_also_where_layers_differ(other, name, targets, counted):
+    found = plan(other(name), k=2, batch=2, tokens=8, rank=4, targets=targets)
+    settings = {"lora_rank": 4, "target_modules": targets, "router": "oracle"}
+
+    def base():
+        return transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**OTHER[name]))
+
+    model = ICLMForCausalLM.from_base(base(), num_domains=2, **settings)
+    lora = ICLMForCausalLM.from_base(base(), method="lora", **settings)
+    assert found["settings"]["split_layer"] == model.config.split_layer
+    parameters = found["parameters"]
+    assert (parameters["modules"], parameters["lora"]) == (own(model), own(lora))
+    assert (parameters["module"], parameters["base"]) == (own(model, ".1"), model.base_parameters)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_memory_and_time_are_planned_where_layers_are_alike_and_else_it_is_said(other, name, counted):
+    found = plan(other(name), batch=2, tokens=8)
+    if name not in UNLIKE:
+        assert found["not_planned"] is None and found["iclm"] and found["lora"]
+        return
+    assert UNLIKE[name] in found["not_planned"] and "\n" not in found["not_planned"]
+    assert found["iclm"] is None and found["lora"] is None
+    lines = plan_lines(found)
+    assert lines[0] == f"memory and time are not planned: {found['not_planned']}" and "4 copies" in lines[1]
+    assert plan_table(found).row_count == 2
+
+
+def test_a_base_whose_layers_have_their_kinds_from_their_number_is_planned_whole(other, quick):
+    path = other("FalconH1Config")
+    found = plan(path, batch=2, tokens=8, targets="all-linear", split_layer=2, dtype="float32", rounds=0)
+    workload, trained = Workload(batch=2, tokens=8, targets="all-linear"), measure.Trained({"num_domains": 2})
+    whole = measure.make(freeze(build(configuration_of(path), torch.float32)), workload, trained, 2)
+    whole.step()
+    real = measure._cost(whole, None)
+    assert found["iclm"]["flops"] == pytest.approx(real.flops, rel=0.01)
+    assert found["iclm"]["memory"]["tensors"] == pytest.approx(real.bytes, rel=0.15)
+
+
+def test_layers_that_share_keys_and_values_stay_above_the_split(other, counted):
+    with pytest.raises(ConfigurationError, match=r"split is 1; .* of layer 0, so use 0 or less"):
+        plan(other("Gemma4TextConfig"), batch=2, tokens=8, split_layer=1)
+
+
+def test_what_transformers_does_not_build_is_one_line(tmp_path):
+    values = {**LlamaConfig(num_hidden_layers=2, vocab_size=64).to_dict(), "hidden_act": "no_such"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigurationError, match=r"builds no llama model of this configuration: .*no_such") as error:
+        plan(str(tmp_path / "config.json"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigurationError, match="cannot be cut to 2 of its layers: ") as error:
+        shallow(transformers.GPTNeoConfig(**OTHER["GPTNeoConfig"]), 2)
+    assert "\n" not in str(error.value)
+
+
+# -- operations --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_attention_on_a_cpu_is_counted(dtype, key_heads):
+    made = [torch.randn(3, heads, 10, 8, dtype=dtype, requires_grad=True) for heads in (4, key_heads, key_heads)]
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 4 // key_heads, True
+    with measure.operations() as flops:
+        attention(module, *made, None)[0].sum().backward()
+    product = 2 * 3 * 4 * 10 * 10 * 8  # each of 3 rows, 4 heads, 10 queries and 10 keys, of 8 dimensions
+    assert flops.get_total_flops() == (2 + 5) * product
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="of later versions of torch")
+def test_products_of_experts_are_counted():
+    a, b = torch.randn(6, 8), torch.randn(3, 8, 16)
+    with measure.operations() as flops:
+        torch._grouped_mm(a.bfloat16(), b.bfloat16(), offs=torch.tensor([1, 4, 6], dtype=torch.int32))
+    assert flops.get_total_flops() == 2 * 6 * 8 * 16
+
+
+def test_operations_of_a_step_are_those_counted_by_hand():
+    hidden, inner, heads, vocabulary, batch, rank, layers = 32, 48, 4, 96, 3, 2, 2
+    config = LlamaConfig(
+        **{"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "vocab_size": vocabulary},
+        **{"num_attention_heads": heads, "num_key_value_heads": 2, "max_position_embeddings": 256},
+    )
+    key = hidden // heads * 2  # of two key heads
+
+    def by_hand(tokens):
+        rows = batch * tokens
+        attended = [(hidden, hidden), (hidden, key), (hidden, key), (hidden, hidden)]
+        frozen = [*attended, (hidden, inner), (hidden, inner), (inner, hidden)]
+        products = 2 * sum(a * b for a, b in frozen)  # forward, and the gradient of what comes in
+        adapters = sum(rank * (a + b) for a, b in attended) * 3  # these, and the gradients of A and B
+        first = sum(a * b + rank * a for a, b in attended[:3])  # embeddings need no gradient
+        linear = layers * (products + adapters) - first
+        return 2 * (
+            rows * linear
+            + layers * 7 * batch * heads * tokens**2 * (hidden // heads)
+            + 2 * (2 * batch) * hidden * vocabulary  # the head at two labels, and the gradient of what comes in
+        )
+
+    def counted(tokens):
+        workload = Workload(batch=batch, tokens=tokens, rank=rank)
+        made = measure.make(freeze(build(config, torch.float32)), workload, measure.Trained({"method": "lora"}), 0)
+        made.step()
+        return measure._cost(made, None).flops
+
+    assert [counted(tokens) for tokens in (8, 32)] == [by_hand(tokens) for tokens in (8, 32)]
+    assert by_hand(32) / 32 > by_hand(8) / 8
 
 
 def test_live_memory_counts_a_storage_once_and_until_it_is_freed():

@@ -194,6 +194,25 @@ def make_pack(sequences: Sequence[Branch]) -> Pack:
     return Pack(first[:shared], branches)
 
 
+def make_packs(sequences: Sequence[Branch], most: int | None = None, tokens: int | None = None) -> list[Pack]:
+    """Pack whole sequences, in their order, into as few packs as have at most so many branches and tokens.
+
+    Args:
+        most: branches of a pack; None means all.
+        tokens: of a pack, where it has more than one branch: a longer one is halved. None means no limit.
+    """
+    size = len(sequences) if most is None else most
+    packs = []
+    for start in range(0, len(sequences), max(size, 1)):
+        part = sequences[start : start + size]
+        pack = make_pack(part)
+        if tokens is not None and pack.tokens > tokens and len(part) > 1:
+            packs += make_packs(part, (len(part) + 1) // 2, tokens)
+        else:
+            packs.append(pack)
+    return packs
+
+
 def split_pack(pack: Pack) -> list[Pack]:
     """The branches of a pack as whole sequences of their own, in their order."""
     return [Pack((), (replace(branch, tokens=pack.prefix + branch.tokens),)) for branch in pack.branches]
@@ -212,12 +231,21 @@ def by_group(encoded: Iterable[EncodedExample]) -> Iterator[list[EncodedExample]
         yield group
 
 
-def training_packs(encoded: Iterable[EncodedExample], end: int | None, *, pack: bool = True) -> list[Pack]:
+def training_packs(
+    encoded: Iterable[EncodedExample],
+    end: int | None,
+    *,
+    pack: bool = True,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+) -> list[Pack]:
     """Packs to train on: the labels are the answer and, where the tokenizer has one, the end-of-text token.
 
     Args:
         end: id of the end-of-text token.
         pack: False puts every example into a sequence of its own.
+        batch_size: examples in a pack, at most; None means all of a problem.
+        batch_tokens: tokens of a pack of several examples, at most; None means no limit.
     """
     packs = []
     for group in by_group(encoded):
@@ -225,7 +253,7 @@ def training_packs(encoded: Iterable[EncodedExample], end: int | None, *, pack: 
         for item in group:
             labels = item.answer if end is None else (*item.answer, end)
             branches.append(Branch(item.prompt + labels, len(labels), item.domain))
-        packs.extend([make_pack(branches)] if pack else [make_pack([branch]) for branch in branches])
+        packs += make_packs(branches, batch_size if pack else 1, batch_tokens)
     return packs
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,13 +25,13 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> It
 
     Args:
         path: the file to write; missing parent folders are made.
-        overwrite: replace an existing file instead of refusing.
+        overwrite: replace an existing file instead of refusing; its permissions stay, and of a link what it names is replaced.
 
     Yields:
         A text stream with line endings as given.
 
     Raises:
-        ConfigurationError: the path exists and `overwrite` is false, is a folder, or cannot be written.
+        ConfigurationError: the path exists and `overwrite` is false, is no file, or cannot be written.
     """
     with _whole(Path(path), overwrite, "x", encoding="utf-8", newline="\n") as stream:
         yield stream
@@ -47,6 +48,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], *, overwrite: bool = False)
 def _whole(path: Path, overwrite: bool, mode: str, **options: Any) -> Iterator[Any]:
     """What both do; `mode` and `options` are those of `open`."""
     _refuse_existing(path, overwrite)
+    path = path.resolve() if path.is_symlink() else path
     made = _make_parents(path)
     temporary = path.parent / f".iclm-{secrets.token_hex(8)}.tmp"
     try:
@@ -60,6 +62,8 @@ def _whole(path: Path, overwrite: bool, mode: str, **options: Any) -> Iterator[A
             os.fsync(stream.fileno())
         _refuse_existing(path, overwrite)
         try:
+            if path.exists():
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             os.replace(temporary, path)
         except OSError as error:
             raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
@@ -176,6 +180,10 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
         raise ConfigurationError(f"{path} is a folder; give the name of a file to write")
     if exists and not overwrite:
         raise ConfigurationError(f"{path} exists; pass --overwrite to replace it")
+    if path.exists() and not path.is_file():
+        raise ConfigurationError(
+            f"{path} is a device or a pipe, which is not replaced; give the name of a file to write"
+        )
 
 
 def _make_parents(path: Path) -> list[Path]:

@@ -27,7 +27,19 @@ def read_source(source: DataSource) -> list[Example]:
     Raises:
         DataError, ConfigurationError: a file or an option that cannot be used.
     """
-    found = _generated(source) if source.generated else _read(source)
+    return _named(source, _examples(source))
+
+
+def _examples(source: DataSource) -> list[Example]:
+    """The examples of a source, without a domain where neither source nor row names one."""
+    return _generated(source) if source.generated else _read(source)
+
+
+def _named(source: DataSource, found: list[Example]) -> list[Example]:
+    """The examples with what the source says of all of them: the domain that its file or data set names, chat and score."""
+    if any(example.domain is None for example in found):
+        name = str(source.dataset) if source.file is None else source.file.stem
+        found = [replace(example, domain=name) if example.domain is None else example for example in found]
     if not source.chat and source.score == "sum":
         return found
     return [replace(example, chat=source.chat, per_token=source.score == "mean") for example in found]
@@ -61,13 +73,17 @@ def _read(source: DataSource) -> list[Example]:
             if getattr(source, field) is not None:
                 raise ConfigurationError(f"{place} holds no ACRE or RAVEN problems; {field} is for those: {right}")
         mapping = None if source.columns is None else ColumnMapping.from_dict(source.columns)
-        options = {} if source.file is not None else {"split": source.split, "config": source.config}
-        rows = read_examples(
+        options = {} if source.file is not None else {"split": _split(source), "config": source.config}
+        found = read_examples(
             place, mapping, domain=source.domain, choices=source.choices, limit=source.limit, **options
         )
-        name = place.stem if isinstance(place, Path) else place
-        found = [example if example.domain is not None else replace(example, domain=name) for example in rows]
     return found
+
+
+def _split(source: DataSource) -> str | None:
+    """The split of a data set; None for a folder that was saved without splits, unless a certain one is asked for."""
+    unsaid = source.split == DataSource.model_fields["split"].default
+    return None if unsaid and Path(str(source.dataset), "state.json").is_file() else source.split
 
 
 def pinned(source: DataSource) -> DataSource:
@@ -219,7 +235,7 @@ def problem_kind(path: Path) -> str | None:
     """
     with open_for_reading(path) as stream:
         start = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if path.suffix == ".json" and start[:1] == b"[" and start[1:].lstrip()[:1] == b"[":
+    if path.suffix.lower() == ".json" and start[:1] == b"[" and start[1:].lstrip()[:1] == b"[":
         return "ACRE"
     return "RAVEN" if start[:1] == b"{" and b'"panels"' in start and b'"input"' not in start else None
 
@@ -234,6 +250,31 @@ def read_sources(sources: Sequence[DataSource]) -> list[Example]:
     return [example for source in sources for example in read_source(source)]
 
 
+def read_training(sources: Sequence[DataSource]) -> list[Example]:
+    """As `read_sources`, but what would become one domain without anybody having said so is refused.
+
+    Raises:
+        ConfigurationError: two files of the same name, or two configurations of a data set, without domains of their own.
+    """
+    places: dict[str, tuple[str, Any]] = {}
+    read: list[Example] = []
+    for source in sources:
+        found = _examples(source)
+        if any(example.domain is None for example in found):
+            name, place = str(source.dataset), f"{source.dataset} ({source.config or 'no config'})"
+            which: Any = source.config
+            if source.file is not None:
+                name, place, which = source.file.stem, str(source.file), source.file.resolve()
+            other = places.setdefault(name, (place, which))
+            if other[1] != which:
+                raise ConfigurationError(
+                    f"{other[0]} and {place} would be one domain by their name, {name}; give each source its domain, the same where "
+                    "they are one"
+                )
+        read += _named(source, found)
+    return read
+
+
 def domain_numbers(found: Sequence[Example]) -> dict[str, int]:
     """Number the domain names in the order in which they appear."""
     names = dict.fromkeys(example.domain for example in found if example.domain is not None)
@@ -241,16 +282,23 @@ def domain_numbers(found: Sequence[Example]) -> dict[str, int]:
 
 
 def training_data(
-    sources: Sequence[DataSource], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int | None, pack: bool
+    sources: Sequence[DataSource],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int | None,
+    pack: bool,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
 ) -> tuple[list[Pack], dict[str, int], list[EncodedExample]]:
     """Packs to train on, the numbers of the domains, and the encoded examples.
 
     Raises:
         DataError: a source that cannot be used, or has no example.
     """
-    found = read_sources(sources)
+    found = read_training(sources)
     if not found:
         raise DataError("the training sources hold no example")
     domains = domain_numbers(found)
     encoded = encode(found, tokenizer, domains=domains, max_tokens=max_tokens)
-    return training_packs(encoded, tokenizer.eos_token_id, pack=pack), domains, encoded
+    limits = {"batch_size": batch_size, "batch_tokens": batch_tokens}
+    return training_packs(encoded, tokenizer.eos_token_id, pack=pack, **limits), domains, encoded

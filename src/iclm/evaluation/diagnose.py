@@ -24,14 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from iclm.data.audit.folds import problem_keys
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.comparison import difference_interval, mcnemar
+from iclm.evaluation.evaluate_run import domain_name
 from iclm.evaluation.independence import independence_report
 from iclm.evaluation.intervention import InterventionReport, module_effects, swap_matrix
 from iclm.evaluation.metrics import Accuracy
 from iclm.evaluation.routing import routing_report
 from iclm.evaluation.runs import Run
-from iclm.evaluation.sides import Progress, Side, answer_with, answered_side, domain_name
+from iclm.evaluation.sides import Progress, Side, answer_with, answered_side
 from iclm.model import ICLMForCausalLM
 from iclm.model.configuration_iclm import default_name
 from iclm.model.router import LearnedRouter
@@ -82,8 +84,8 @@ def independence_section(run: Run, side: Side) -> Section:
     if not side.scores.states:
         missing = "domain modules" if run.model.config.num_domains == 0 else "invariant module"
         return not_measured(f"not applicable: the model has no {missing}")
-    numbers = _domain_numbers(run, side)
-    groups = [item.example.group or f"example {index}" for index, item in enumerate(side.examples)]
+    numbers = run.numbers_with(side.domains.tolist())
+    groups = problem_keys([item.example for item in side.examples])
     report = independence_report(
         side.scores.states["invariant"],
         side.scores.states["domain"],
@@ -93,14 +95,6 @@ def independence_section(run: Run, side: Side) -> Section:
     names = {str(number): name for name, number in numbers.items()}
     measures = {names[key]: value for key, value in report.items() if key in names}
     return {"measured": True, "by_domain": measures, "leakage": report.get("leakage")}
-
-
-def _domain_numbers(run: Run, side: Side) -> dict[str, int]:
-    """A number for each domain name: the run's own, and further ones for names that it does not know."""
-    numbers = dict(run.domains)
-    for name in sorted(set(side.domains.tolist())):
-        numbers.setdefault(name, 1 + max(numbers.values(), default=-1))
-    return numbers
 
 
 def accuracy_gap(iid: Section, ood: Section) -> Section:

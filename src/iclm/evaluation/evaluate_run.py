@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from iclm.data.acre import FORMATS, OBJECTS
+from iclm.data.audit.folds import problem_keys
 from iclm.data.collation import EncodedExample, encode, prompt_text, tokenise
 from iclm.data.example import Example, Message
 from iclm.data.loading import problem_kind, read_source, rendering, source_name
@@ -181,13 +182,20 @@ def evaluate_run(
         report["routing"] = routing_of(np.concatenate(routes), together, run.model.config.num_domains)
     if states:
         together = [item for _, examples in encoded for item in examples]
+        numbers = run.numbers_with(map(domain_name, together))
+        report["independence_domains"] = {str(number): name for name, number in numbers.items()}
         report["independence"] = independence_report(
             np.concatenate([found["invariant"] for found in states]),
             np.concatenate([found["domain"] for found in states]),
-            [item.domain for item in together],
-            groups=[item.example.group or f"example {number}" for number, item in enumerate(together)],
+            [numbers[domain_name(item)] for item in together],
+            groups=problem_keys([item.example for item in together]),
         )
     return report
+
+
+def domain_name(item: EncodedExample) -> str:
+    """Name of an example's true domain, "unknown" where it has none."""
+    return item.example.domain or "unknown"
 
 
 def _by_domain(file: str, examples: list[EncodedExample]) -> list[tuple[str, list[EncodedExample]]]:

@@ -26,8 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from iclm.data.audit.folds import problem_keys
 from iclm.data.collation import EncodedExample
 from iclm.errors import ConfigurationError, DataError
+from iclm.evaluation.comparison import paired_difference
 from iclm.evaluation.metrics import Accuracy
 from iclm.evaluation.scoring import Scores, score
 from iclm.model.modeling_iclm import ICLMForCausalLM
@@ -69,10 +71,13 @@ class SwapMatrix:
         routed: K rows: row i has the examples whose first choice of the router is module i (where routing is by token, that
             of the last prompt token). With one active module and one route an example its diagonal is the mixture itself.
         by_domain: a row for each true domain that is known.
+        advantage: accuracy with the router's own module less the mean over the others, of the same questions, with its 95%
+            interval over problems; None where there is no other module.
     """
 
     routed: tuple[SwapRow, ...]
     by_domain: tuple[SwapRow, ...]
+    advantage: tuple[float, float, float] | None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
@@ -80,6 +85,9 @@ class SwapMatrix:
             "modules": [row.source for row in self.routed],
             "routed": [row.to_dict() for row in self.routed],
             "by_domain": [row.to_dict() for row in self.by_domain],
+            "advantage": None
+            if self.advantage is None
+            else dict(zip(("value", "low", "high"), self.advantage, strict=True)),
         }
 
 
@@ -269,6 +277,7 @@ def module_effects(
     if before is None:
         before = _score(model, examples, names, pad, progress)
     modules = tuple(name for name in names if name != "mixture")
+    groups = problem_keys([item.example for item in examples])
     effects = []
     for kind in dict.fromkeys(kinds):
         for number, module in zip(model.config.modules, modules, strict=True):
@@ -278,12 +287,12 @@ def module_effects(
                 ModuleEffect(
                     module,
                     kind,
-                    {name: _accuracy(_right(after, name, examples)) for name in names},
+                    {name: Accuracy.of(_right(after, name, examples).tolist(), groups) for name in names},
                     {name: _moved(before, after, name) for name in names},
                     int((before.routes != after.routes).sum()),
                 )
             )
-    first = {name: _accuracy(_right(before, name, examples)) for name in names}
+    first = {name: Accuracy.of(_right(before, name, examples).tolist(), groups) for name in names}
     return ModuleEffects(modules, first, tuple(effects), scale, seed)
 
 
@@ -353,21 +362,25 @@ def _right(scores: Scores, module: str, examples: Sequence[EncodedExample]) -> n
     return scores.predictions(module) == np.array([item.example.answer_index for item in examples])
 
 
-def _accuracy(right: np.ndarray) -> Accuracy:
-    return Accuracy(int(right.sum()), len(right))
-
-
 def _swap(scores: Scores, examples: Sequence[EncodedExample], num_domains: int) -> SwapMatrix:
     mixture = _right(scores, "mixture", examples)
-    columns = [_right(scores, f"route_{j}", examples) for j in range(num_domains)]
+    columns = np.stack([_right(scores, f"route_{j}", examples) for j in range(num_domains)])
+    groups = problem_keys([item.example for item in examples])
 
     def row(source: str, chosen: np.ndarray) -> SwapRow:
-        return SwapRow(source, _accuracy(mixture[chosen]), tuple(_accuracy(column[chosen]) for column in columns))
+        of = [groups[number] for number in np.flatnonzero(chosen)]
+        found = [Accuracy.of(right[chosen].tolist(), of) for right in (mixture, *columns)]
+        return SwapRow(source, found[0], tuple(found[1:]))
 
+    advantage = None
+    if num_domains > 1:
+        own = columns[scores.routes, np.arange(len(examples))].astype(float)
+        advantage = paired_difference(own, (columns.sum(0) - own) / (num_domains - 1), groups)
     domains = np.array([_domain_of(item) for item in examples])
     return SwapMatrix(
         tuple(row(f"domain_{i}", scores.routes == i) for i in range(num_domains)),
         tuple(row(domain, domains == domain) for domain in sorted(set(domains.tolist())) if domain),
+        advantage,
     )
 
 

@@ -1,88 +1,27 @@
 """Accuracy over questions: when an answer counts as right, and how far the share of right answers can be trusted.
 
 Gendron et al., 2024, arXiv 2402.02636: exact and partial matching of an answer with a response.
-E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927: the interval.
-L. Kish, "Survey Sampling", 1965: the design effect of questions that come in problems.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
+from iclm.data.audit.interval import design_effect, wilson_interval
 from iclm.errors import ConfigurationError, DataError
 
-
-def wilson_interval(correct: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of the success rate behind `correct` successes in `n` trials.
-
-    With p = correct / n and z the normal quantile at (1 + confidence) / 2:
-
-        low, high = ( p + z²/2n  ∓  z · sqrt( p(1 - p)/n + z²/4n² ) ) / ( 1 + z²/n )
-
-    Unlike p ± z · sqrt(p(1 - p)/n), it stays inside [0, 1] and keeps a width when p is 0 or 1.
-
-    Args:
-        correct: number of successes, 0 <= correct <= n; fractional where trials count for less than one each.
-        n: number of trials; 0 gives (0.0, 1.0), as nothing is known yet.
-        confidence: coverage wanted, inside (0, 1).
-
-    Returns:
-        The lower and the upper bound of the rate.
-
-    Raises:
-        ConfigurationError: a count or a confidence outside its range.
-    """
-    if not 0 <= correct <= n:
-        raise ConfigurationError(f"correct={correct} of n={n}: the counts must satisfy 0 <= correct <= n")
-    if not 0.0 < confidence < 1.0:
-        raise ConfigurationError(f"confidence={confidence}: it must lie between 0 and 1, for example 0.95")
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p = correct / n
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    # The bounds at 0 and n successes are exactly 0 and 1; the subtraction above leaves rounding there.
-    low = 0.0 if correct == 0 else (centre - half) / scale
-    high = 1.0 if correct == n else (centre + half) / scale
-    return low, high
-
-
-def design_effect(right: Sequence[bool], groups: Sequence[Hashable]) -> float:
-    """How many questions that come in problems tell as much as one that comes alone; at least 1 (Kish, 1965).
-
-    With p the share of right answers to n questions, and s_g of the m_g questions of each of G problems answered right:
-
-        ( G / (G - 1) · Σ_g (s_g - p m_g)² / n² )  /  ( p (1 - p) / (n - 1) )
-
-    is the variance of p over problems beside that over independent questions: 1 where each problem has one question, about m
-    where the m questions of a problem are all right or all wrong together. Where all answers are right, or all wrong, nothing
-    varies that could tell; it is then the number of questions of a problem, which is careful.
-
-    Args:
-        right: whether each question was answered right, [n].
-        groups: the problem of each; a question whose problem is None is one of its own.
-    """
-    n, total = len(right), sum(right)
-    problems: dict[Hashable, list[int]] = {}
-    for number, (answer, group) in enumerate(zip(right, groups, strict=True)):
-        entry = problems.setdefault((None, number) if group is None else (group,), [0, 0])
-        entry[0] += bool(answer)
-        entry[1] += 1
-    if not n or len(problems) == n:
-        return 1.0
-    if total in (0, n) or len(problems) == 1:
-        return n / len(problems)
-    p, count = total / n, len(problems)
-    between = count / (count - 1) * sum((s - p * m) ** 2 for s, m in problems.values()) / n**2
-    return max(1.0, between * (n - 1) / (p * (1 - p)))
+__all__ = [
+    "Accuracy",
+    "design_effect",
+    "exact_match",
+    "majority_baseline",
+    "partial_match",
+    "wilson_interval",
+]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,13 @@ class Run:
         names = self.model.config.names
         last = max([len(names) - 1, *known])
         return [known[i] if i in known else names[i] if i < len(names) else f"domain {i}" for i in range(last + 1)]
+
+    def numbers_with(self, names: Iterable[str]) -> dict[str, int]:
+        """A number for each domain name: the run's own, and further ones for names that it does not know."""
+        numbers = dict(self.domains)
+        for name in sorted(set(names)):
+            numbers.setdefault(name, 1 + max(numbers.values(), default=-1))
+        return numbers
 
     @property
     def names(self) -> dict[str, str]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from iclm.data.collation import Branch, EncodedExample, Pack, by_group, collate, make_pack
+from iclm.data.collation import Branch, EncodedExample, Pack, by_group, collate, make_packs
 from iclm.errors import ConfigurationError, DataError
 from iclm.model.modeling_iclm import ICLMForCausalLM
 from iclm.model.outputs import Encoded
@@ -310,10 +310,11 @@ def _batches(examples: Sequence[EncodedExample], pack: bool, limit: int) -> Iter
             Branch(item.example.prompt + item.chain.tokens, max(len(item.chain.tokens), 1), item.example.domain)
             for item in items
         ]
-        size = len(items) if pack else 1
-        for start in range(0, len(items), size):
-            packs.append(make_pack(branches[start : start + size]))
-            owners.append(items[start : start + size])
+        start = 0
+        for made in make_packs(branches, None if pack else 1, limit):
+            packs.append(made)
+            owners.append(items[start : start + len(made.branches)])
+            start += len(made.branches)
     order = sorted(range(len(packs)), key=lambda index: packs[index].tokens)
     run: list[int] = []
     for index in order:  # the last of a run is its longest, so padding is counted too

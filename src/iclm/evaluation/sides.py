@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from iclm.data.acre.regimes import infer_regime
+from iclm.data.audit.folds import problem_keys
 from iclm.data.collation import EncodedExample
 from iclm.data.loading import distribution, source_name
 from iclm.errors import ConfigurationError
-from iclm.evaluation.evaluate_run import read_for
+from iclm.evaluation.evaluate_run import domain_name, read_for
 from iclm.evaluation.metrics import Accuracy
 from iclm.evaluation.runs import FINISHED, Run, load_run
 from iclm.evaluation.scoring import Scores, score
@@ -39,7 +40,8 @@ def is_shifted(source: DataSource, training: Sequence[DataSource]) -> bool:
     As it says itself (`shifted`). Else: ACRE problems of a regime that no training source is of, or of the other side of
     one that changes between training and test (`_regime`), generated RAVEN problems of a configuration that none is of,
     CORR2CAUSE questions in a wording or with a number of variables that none has in it, and PVR problems of a task that
-    none is of, or of what the training of that task holds out. A file tells its regime by an official name (Sys_test.json); where neither it nor the
+    none is of, or of what the training of that task holds out; at complexity 0, where one value is pointed to, all aggregations
+    are one task. A file tells its regime by an official name (Sys_test.json); where neither it nor the
     training does, it is taken to be of the training distribution.
     """
     if source.shifted is not None:
@@ -48,7 +50,8 @@ def is_shifted(source: DataSource, training: Sequence[DataSource]) -> bool:
         known_sizes = [size for item in training if item.corr2cause == source.corr2cause for size in item.variables]
         return not set(source.variables) <= set(known_sizes)
     if source.pvr is not None:
-        same = [item for item in training if item.pvr == source.pvr and item.complexity == source.complexity]
+        tasks = [item for item in training if item.pvr is not None and item.complexity == source.complexity]
+        same = [item for item in tasks if item.pvr == source.pvr or source.complexity == 0]
         held_out = any(item.shift == source.shift and item.split != "holdout" for item in same)
         return not same or (source.split == "holdout" and held_out)
     if source.raven is not None:
@@ -146,7 +149,7 @@ class Side:
     def accuracy(self, module: str) -> dict[str, Any]:
         """Accuracy over all examples and by domain."""
         right, domains = self.correct[module], self.domains
-        groups = np.array([item.example.group for item in self.examples], dtype=object)
+        groups = np.array(problem_keys([item.example for item in self.examples]), dtype=object)
 
         def of(chosen: np.ndarray) -> dict[str, Any]:
             return Accuracy.of(right[chosen].tolist(), groups[chosen].tolist()).to_dict()
@@ -162,11 +165,6 @@ class Side:
         best = {name: Accuracy(max(found.values()), sum(found.values())) for name, found in sorted(answers.items())}
         overall = Accuracy(sum(a.correct for a in best.values()), sum(a.n for a in best.values()))
         return {"overall": overall.to_dict(), "by_domain": {name: found.to_dict() for name, found in best.items()}}
-
-
-def domain_name(item: EncodedExample) -> str:
-    """Name of an example's true domain, "unknown" where it has none."""
-    return item.example.domain or "unknown"
 
 
 def answer_with(

@@ -6,12 +6,12 @@ OUT/tables.md                                         all tables, each under its
 OUT/*.png                                             plots (`iclm.report.continual_plots`)
 
     SEQUENCE/metrics               methods × metrics of their mixture (of plain LoRA: of its one module)
-    SEQUENCE/modules               the same of mixture, oracle, invariant and own modules of every method
+    SEQUENCE/modules               the same of mixture, oracle, invariant and own modules (of tasks that opened one)
     SEQUENCE/matrix/ORDER/METHOD   the accuracy matrix of a mixture
     SEQUENCE/thresholds            what each margin calls new, and what it opens
 
-Where boundaries are unknown a method's name says so. A figure is the mean over seeds with Student's 95% interval; of one seed
-there is no interval.
+Where boundaries are unknown a method's name says so. A figure is the mean over seeds, that of a metric with Student's 95%
+interval; of one seed there is no interval.
 """
 
 from __future__ import annotations
@@ -75,9 +75,16 @@ def _cell(name: str, figure: dict[str, Any] | None) -> str:
 def _rows(entries: Iterable[dict[str, Any]], first: list[str], series: bool) -> list[list[str]]:
     rows = []
     for entry in entries:
-        head = [entry["order"], name_of(entry), *([entry["module"]] if series else [])]
+        head = [entry["order"], name_of(entry), *([_module(entry)] if series else [])]
         rows.append([*head[: len(first)], *(_cell(name, entry[name]) for name in METRICS), str(entry["seeds"])])
     return rows
+
+
+def _module(entry: dict[str, Any]) -> str:
+    """A series of modules, with how many tasks it is of where that is not all of them."""
+    count, counted = len(entry["tasks"]), sorted(set(entry.get("counted", ())))
+    some = counted not in ([], [count])
+    return entry["module"] + (f" ({' or '.join(map(str, counted))} of {count} tasks)" if some else "")
 
 
 def _metrics(sequence: str, entries: list[dict[str, Any]], summary: dict[str, Any]) -> Grid:

@@ -22,8 +22,6 @@ from rich.table import Table
 
 from iclm.data.files import atomic_write, check_replaceable
 from iclm.errors import ConfigurationError
-from iclm.evaluation.comparison import difference_interval
-from iclm.evaluation.metrics import Accuracy
 from iclm.report.plots import PLOTS, write_plots
 from iclm.report.tables import share
 
@@ -251,13 +249,19 @@ def _forgetting(section: dict[str, Any]) -> Iterator[Verdict]:
 def _loss(rows: list[dict[str, Any]], what: str) -> Verdict:
     """The worst of all comparisons of one domain on one side; p-values are multiplied by their number (Bonferroni).
 
+    Of those that chance does not explain the worst, if there is one: a few examples of another domain can lose more by chance.
     By domain, because a gain on one hides a loss on another; of the modules that answer for all domains, because a domain
     module is not meant to keep the others.
     """
     rows = [row for row in rows if row["domain"] is not None and row["module"] in ("mixture", "invariant")]
     if not rows:
         return _missing("forgetting", f"accuracy lost since {what}", "the runs have no module in common")
-    worst = max(rows, key=lambda row: row["before"] - row["now"])
+    sure = [
+        row
+        for row in rows
+        if row["before"] - row["now"] > LIMITS.dropped and row["p_value"] * len(rows) < LIMITS.significant
+    ]
+    worst = max(sure or rows, key=lambda row: row["before"] - row["now"])
     value, p_value = worst["before"] - worst["now"], min(1.0, worst["p_value"] * len(rows))
     head = ("forgetting", f"accuracy lost since {what}, at most", value, 0.0)
     changed = f"{worst['lost']} answers lost, {worst['gained']} gained"
@@ -294,38 +298,26 @@ def _interventions(section: dict[str, Any]) -> Iterator[Verdict]:
     if not healthy:
         words = f"a change of one module moved another, or {effects['routes_changed']} routes: a fault of the software, report it"
     yield Verdict("interventions", "move of other modules, nats", moved, 0.0, HEALTHY if healthy else FAILED, words)
-    yield _swap(section["swap"]["routed"])
+    yield _swap(section["swap"])
 
 
-def swap_advantage(routed: list[dict[str, Any]]) -> tuple[float, float, float] | None:
-    """Accuracy with the router's own module minus the mean over the other modules, with a 95% interval.
-
-    The interval counts each example once on either side, however many modules took its place. None with one module or no
-    example.
-    """
-    n = sum(row["n"] for row in routed)
-    if len(routed) < 2 or n == 0:
-        return None
-    own = sum(row["accuracy"][i]["correct"] for i, row in enumerate(routed))
-    other = sum(cell["correct"] for i, row in enumerate(routed) for j, cell in enumerate(row["accuracy"]) if i != j)
-    return difference_interval(Accuracy(own, n), Accuracy(round(other / (len(routed) - 1)), n))
-
-
-def _swap(routed: list[dict[str, Any]]) -> Verdict:
+def _swap(section: dict[str, Any]) -> Verdict:
     figure = "accuracy of the router's module above the others"
-    found = swap_advantage(routed)
+    found = section["advantage"]
     if found is None:
         return _missing("interventions", figure, "one domain module: there is no other to put in its place")
-    value, low, high = found
-    head = ("interventions", figure, value, 0.0)
-    if high < 0:
+    head = ("interventions", figure, found["value"], 0.0)
+    if found["high"] < 0:
         return Verdict(*head, FAILED, "the other modules answer better: the routes are wrong; try another router")
-    if low <= 0:
+    if found["low"] > 0:
+        return Verdict(*head, HEALTHY, "the modules have specialised: the right one answers better")
+    if found["high"] <= LIMITS.dropped:
         words = (
             "any domain module does as well: they have not specialised; train longer, raise domain_weight or mi_weight"
         )
-        return Verdict(*head, DOUBTFUL, words)
-    return Verdict(*head, HEALTHY, "the modules have specialised: the right one answers better")
+    else:
+        words = f"up to {found['high']:.2f} better or no better at all; evaluate on more examples to tell"
+    return Verdict(*head, DOUBTFUL, words)
 
 
 _RULES: dict[str, Callable[[dict[str, Any]], Iterator[Verdict]]] = {

@@ -67,8 +67,8 @@ def dependence_lines(dependence: dict[str, Any], domains: list[str]) -> list[str
     return lines
 
 
-def independence_table(found: dict[str, Any], domains: list[str]) -> Table:
-    """The table of `iclm evaluate --independence`: a row for each domain and measure."""
+def independence_table(found: dict[str, Any], domains: dict[str, str]) -> Table:
+    """The table of `iclm evaluate --independence`: a row for each domain and measure; `domains` are their names by number."""
     table = Table(title="dependence of invariant and domain states at the answer, within each domain")
     for name in ("domain", "measure"):
         table.add_column(name)
@@ -77,7 +77,7 @@ def independence_table(found: dict[str, Any], domains: list[str]) -> Table:
     for number, values in found.items():
         if number == "leakage":
             continue
-        name = domains[int(number)] if 0 <= int(number) < len(domains) else "unknown domain"
+        name = domains[number]
         if "skipped" in values:
             table.add_row(name, values["skipped"], "–", "–", "–")
             continue

@@ -347,7 +347,12 @@ def _training_data(recipe: Recipe, model: ICLMForCausalLM, tokenizer: Any) -> tu
     if context is not None and limit is not None and limit > context:
         raise ConfigurationError(f"data.max_tokens is {limit}; the context of {recipe.base} is {context}")
     packs, domains, encoded = training_data(
-        recipe.data.train, tokenizer, max_tokens=limit or context, pack=model.packs(recipe.data.pack)
+        recipe.data.train,
+        tokenizer,
+        max_tokens=limit or context,
+        pack=model.packs(recipe.data.pack),
+        batch_size=recipe.training.batch_size,
+        batch_tokens=recipe.training.batch_tokens,
     )
     asked = read_sources(recipe.data.validation)
     free = next((example for example in asked if not example.choices), None)

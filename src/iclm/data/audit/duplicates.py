@@ -9,8 +9,8 @@ from iclm.data.audit.folds import prompt_key
 from iclm.data.example import Example
 
 _FEW = 3
-Index = dict[bytes, dict[str, int]]
-"""For each prompt its answers, with the number of the first example that has it."""
+Index = dict[bytes, dict[frozenset[str] | None, dict[str, int]]]
+"""For each prompt, by its choices (None: whatever they are), its answers, with the number of the first example that has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,9 @@ class Duplicates:
     Args:
         first: the split of the first occurrence.
         second: the split of the second; the same within a split.
-        repeated: examples of `second` whose prompt and answer are in `first` too (within a split: earlier in it).
-        conflicting: examples of `second` whose prompt is in `first` with other answers only.
+        repeated: examples of `second` whose prompt and answer are in `first` too (within a split: earlier in it). Where both
+            have choices, those are the same too, in any order.
+        conflicting: examples of `second` whose prompt is in `first`, likewise, with other answers only.
         size: examples of `second`.
         shown: the first few pairs of sources.
     """
@@ -56,7 +57,7 @@ def _compare(
     shown: list[tuple[str, str]] = []
     for number, example in enumerate(examples):
         key = prompt_key(example.messages)
-        answers = index.get(key)
+        answers = _answers(index.get(key, {}), example)
         if answers:
             repeated += example.answer in answers
             conflicting += example.answer not in answers
@@ -64,8 +65,16 @@ def _compare(
                 other = answers.get(example.answer, next(iter(answers.values())))
                 shown.append((place(earlier[other], first, other), place(example, second, number)))
         if grow:
-            index.setdefault(key, {}).setdefault(example.answer, number)
+            for choices in (None, frozenset(example.choices)):
+                index.setdefault(key, {}).setdefault(choices, {}).setdefault(example.answer, number)
     return Duplicates(first, second, repeated, conflicting, len(examples), tuple(shown))
+
+
+def _answers(found: dict[frozenset[str] | None, dict[str, int]], example: Example) -> dict[str, int]:
+    """The answers to a prompt among the choices of an example; a free answer may be to the same question as a chosen one."""
+    if not example.choices:
+        return found.get(None, {})
+    return found.get(frozenset(), {}) | found.get(frozenset(example.choices), {})
 
 
 def place(example: Example, split: str, number: int) -> str:

@@ -27,7 +27,8 @@ def problem_keys(examples: Sequence[Example]) -> list[bytes]:
     """What problem each example belongs to.
 
     That is its `group`. Without one it is the messages before the last, which the questions of one problem share;
-    where there are none, or too many examples share them (an instruction that prompts begin with), it is the prompt.
+    where there are none, or too many examples share them (an instruction that prompts begin with), it is the prompt with
+    its choices, whatever their order.
     """
     contexts = [prompt_key(example.messages[:-1]) for example in examples]
     sizes = Counter(contexts)
@@ -39,7 +40,7 @@ def problem_keys(examples: Sequence[Example]) -> list[bytes]:
         elif len(example.messages) > 1 and sizes[context] <= most:
             keys.append(context)
         else:
-            keys.append(prompt_key(example.messages))
+            keys.append(prompt_key([*example.messages, *(Message("choice", text) for text in sorted(example.choices))]))
     return keys
 
 

@@ -16,7 +16,7 @@ _QUANTILES = {"median": 0.5, "p95": 0.95, "p99": 0.99}
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Lengths of the examples of a split: prompt, longest choice (or the answer) and end-of-text.
+    """Lengths of the examples of a split: prompt, longest choice in these units (or the answer) and end-of-text.
 
     Args:
         unit: "tokens", or "words" where no tokenizer was given.
@@ -51,13 +51,17 @@ def measure_lengths(examples: Sequence[Example], tokenizer: Any, context: int | 
 
 def _counts(examples: Sequence[Example], tokenizer: Any) -> Iterator[int]:
     for start in range(0, len(examples), _BATCH):
-        texts = [example.prompt + _longest_answer(example) for example in examples[start : start + _BATCH]]
+        batch = [
+            [example.prompt + answer for answer in example.choices or (example.answer,)]
+            for example in examples[start : start + _BATCH]
+        ]
+        texts = [text for written in batch for text in written]
         if tokenizer is None:
-            yield from (len(text.split()) for text in texts)
+            counts = [len(text.split()) for text in texts]
         else:
             # One more for the end-of-text token that follows the answer.
-            yield from (len(ids) + 1 for ids in tokenizer(texts)["input_ids"])
-
-
-def _longest_answer(example: Example) -> str:
-    return max(example.choices or (example.answer,), key=len)
+            counts = [len(ids) + 1 for ids in tokenizer(texts)["input_ids"]]
+        at = 0
+        for written in batch:
+            yield max(counts[at : at + len(written)])
+            at += len(written)

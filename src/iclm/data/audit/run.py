@@ -13,7 +13,7 @@ from typing import Any
 
 from iclm.data.audit.duplicates import find_duplicates
 from iclm.data.audit.folds import make_folds, problem_keys, sample_problems
-from iclm.data.audit.interval import wilson
+from iclm.data.audit.interval import design_effect, wilson_interval
 from iclm.data.audit.lengths import measure_lengths
 from iclm.data.audit.report import FAILS, SHORTCUT, UNUSED, AuditReport, SplitReport, StrategyResult
 from iclm.data.audit.strategies import STRATEGIES, Majority, Position, Strategy
@@ -108,7 +108,7 @@ def _counted(names: Any) -> dict[str, int]:
 def _score_all(
     split: str, examples: Sequence[Example], chance: float, seed: int, progress: Progress | None
 ) -> tuple[StrategyResult, ...]:
-    folds = make_folds(examples, FOLDS, seed)
+    folds, keys = make_folds(examples, FOLDS, seed), problem_keys(examples)
     results: dict[str, StrategyResult] = {}
     for strategy in STRATEGIES:
         if progress:
@@ -118,12 +118,16 @@ def _score_all(
             reference = max(reference, results[Majority.name].accuracy or 0.0)
         if strategy.control is not None:
             reference = max(reference, results[strategy.control].accuracy or 0.0)
-        results[strategy.name] = _score(strategy, examples, folds, reference)
+        results[strategy.name] = _score(strategy, examples, keys, folds, reference)
     return tuple(results.values())
 
 
 def _score(
-    strategy: type[Strategy], examples: Sequence[Example], folds: Sequence[Sequence[int]], reference: float
+    strategy: type[Strategy],
+    examples: Sequence[Example],
+    keys: Sequence[bytes],
+    folds: Sequence[Sequence[int]],
+    reference: float,
 ) -> StrategyResult:
     """Score a strategy on every example, fitted on the parts that the example is not in."""
     candidate = strategy()
@@ -133,15 +137,17 @@ def _score(
     if reason is not None:
         return StrategyResult(strategy.name, UNUSED, reason)
     candidate.prepare(examples)
-    right = 0.0
+    credits = [0.0] * len(examples)
     for fold in folds:
         held_out = set(fold)
         candidate.fit([example for number, example in enumerate(examples) if number not in held_out])
         scored = [examples[number] for number in fold]
-        for example, prediction in zip(scored, candidate.predict(scored), strict=True):
-            right += prediction.count(example.answer) / len(prediction)
-    accuracy = right / len(examples)
-    low, high = wilson(right, len(examples))
+        for number, prediction in zip(fold, candidate.predict(scored), strict=True):
+            credits[number] = prediction.count(examples[number].answer) / len(prediction)
+    accuracy = sum(credits) / len(examples)
+    # The questions of a problem may be answered alike: so many of them are worth an independent one.
+    effect = design_effect(credits, keys)
+    low, high = wilson_interval(accuracy * len(examples) / effect, len(examples) / effect)
     found = low > reference + MARGIN
     figures = f"{100 * accuracy:.1f} % right, where {100 * reference:.1f} % need nothing"
     sentence = f"{strategy.name}: {figures}: " + (strategy.finding if found else "no more than cheap guessing gives")

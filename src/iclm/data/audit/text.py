@@ -11,7 +11,9 @@ _FEW = 8
 def render_text(report: AuditReport) -> str:
     """The report as lines of text: the shortcuts first, then each split, then the duplicates between splits."""
     lines = ["Shortcuts"]
-    lines += [f"  {split}: {result.sentence}" for split, result in report.shortcuts] or ["  none found"]
+    tested = any(result.verdict != UNUSED for split in report.splits for result in split.strategies)
+    none = "  none found" if tested else "  no strategy could be tested on these examples"
+    lines += [f"  {split}: {result.sentence}" for split, result in report.shortcuts] or [none]
     for split in report.splits:
         within = [row for row in report.duplicates if row.first == row.second == split.name]
         lines += ["", *_split(split), *(_duplicates(row) for row in within)]

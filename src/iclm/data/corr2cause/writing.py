@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from iclm.data.audit.folds import prompt_key
 from iclm.data.corr2cause.generator import check_sizes, generate, plan
 from iclm.data.corr2cause.relations import RELATIONS
 from iclm.data.corr2cause.render import CHOICES, make_example
@@ -38,7 +39,7 @@ def write_corr2cause(
     split: str | None = None,
     per_class: int | None = None,
 ) -> dict[str, Any]:
-    """Generate an evals JSONL file with extras, in constant memory.
+    """Generate an evals JSONL file with extras; in memory is no more than a digest of each premise and question.
 
     Args:
         out: the file to write.
@@ -54,7 +55,8 @@ def write_corr2cause(
         per_class: hypotheses of a class before the next one comes.
 
     Returns:
-        A summary: the arguments, the number of premises, and how many examples have each answer and relation.
+        A summary: the arguments, how many examples were written and how many of them are different questions, of how many
+        premises and how many classes, and how many have each answer and relation.
 
     Raises:
         ConfigurationError: an argument cannot be used, or the file exists and `overwrite` is false.
@@ -64,16 +66,17 @@ def write_corr2cause(
     total = problems if problems is not None else plan(sizes, None, variant, balanced, **options).total()
     answers: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
-    premises = 0
+    premises: set[bytes] = set()
+    questions: set[bytes] = set()
+    classes: set[str | None] = set()
 
     def counted(made: Iterator[Example]) -> Iterator[Example]:
-        nonlocal premises
-        last = None
         for number, example in enumerate(made, start=1):
             answers[example.answer] += 1
             kinds[example.kind or ""] += 1
-            premises += example.group != last
-            last = example.group
+            premises.add(prompt_key(example.messages[:-1]))
+            questions.add(prompt_key(example.messages))
+            classes.add(example.group)
             yield example
             if progress and (number % _PROGRESS_EVERY == 0 or number == total):
                 progress(number, total)
@@ -88,7 +91,9 @@ def write_corr2cause(
         "balanced": balanced,
         **options,
         "problems": written,
-        "premises": premises,
+        "different": len(questions),
+        "premises": len(premises),
+        "classes": len(classes),
         "answers": {choice: answers[choice] for choice in CHOICES},
         "relations": {relation: kinds[relation] for relation in RELATIONS},
     }
@@ -107,7 +112,7 @@ def read_csv(path: str | os.PathLike[str], *, domain: str | None = None) -> Iter
     Raises:
         DataError: the file or a row of it cannot be used; the message names the file and the row, counted from 1.
     """
-    with open_for_reading(path) as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as text:
+    with open_for_reading(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
         rows = csv.DictReader(text)
         try:
             if not {"input", "label"} <= set(rows.fieldnames or ()):

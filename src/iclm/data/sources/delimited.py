@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from iclm.data.sources.lines import MAX_LINE_BYTES, bounded_lines, too_long
 from iclm.data.sources.mapping import ColumnMapping, missing_column
@@ -12,13 +13,14 @@ from iclm.data.sources.rows import Row
 from iclm.errors import ConfigurationError, DataError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SIGNS = ",;\t|"
 
 
 def delimited_rows(
     path: str | os.PathLike[str],
     mapping: ColumnMapping,
     *,
-    delimiter: str = ",",
+    delimiter: str | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Iterator[Row]:
     """The rows of a CSV or TSV file with a header.
@@ -26,7 +28,8 @@ def delimited_rows(
     Args:
         path: the file; UTF-8, quoted by double quotes, blank lines at the end are ignored.
         mapping: the columns that must be there.
-        delimiter: what stands between two columns.
+        delimiter: what stands between two columns; None means what is usual by the end of the name, or where the header then
+            is a single column, a comma, semicolon, tab or bar that parts it.
         max_line_bytes: the longest line, and the longest cell.
 
     Yields:
@@ -36,9 +39,11 @@ def delimited_rows(
         ConfigurationError: the delimiter is not a single character.
         DataError: the header lacks a column, or a row cannot be used.
     """
-    if len(delimiter) != 1 or delimiter in '"\r\n':
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
         raise ConfigurationError(f"delimiter is {delimiter!r}; it must be a single character, such as ',' or ';'")
     name = os.fspath(path)
+    if delimiter is None:
+        delimiter = _told_delimiter(name, mapping, max_line_bytes)
     records = _records(name, delimiter, max_line_bytes)
     _, header = next(records, (1, []))
     if not header:
@@ -56,6 +61,16 @@ def delimited_rows(
         yield f"{name}:{number}", dict(zip(header, cells, strict=True))
 
 
+def _told_delimiter(name: str, mapping: ColumnMapping, limit: int) -> str:
+    """What stands between the columns of a file, by its header."""
+    usual = DELIMITERS.get(PurePath(name).suffix.lower(), ",")
+    header = next(_records(name, usual, limit), (1, []))[1]
+    if len(header) == 1 and header[0] not in mapping.columns:
+        parted = {sign: len(next(_records(name, sign, limit))[1]) for sign in _SIGNS if sign in header[0]}
+        return max(parted, key=lambda sign: parted[sign], default=usual)
+    return usual
+
+
 def _check_header(name: str, header: list[str], mapping: ColumnMapping, delimiter: str) -> None:
     repeated = sorted({column for column in header if header.count(column) > 1})
     if repeated:
@@ -64,7 +79,7 @@ def _check_header(name: str, header: list[str], mapping: ColumnMapping, delimite
         if column not in header:
             hint = ""
             if len(header) == 1:
-                other = [sign for sign in ",;\t|" if sign != delimiter and sign in header[0]]
+                other = [sign for sign in _SIGNS if sign != delimiter and sign in header[0]]
                 hint = f"; the columns seem to be separated by {other[0]!r}: give that as delimiter" if other else ""
             raise DataError(f"{name}:1: {missing_column(column, header)}{hint}")
 

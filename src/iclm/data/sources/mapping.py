@@ -16,6 +16,7 @@ import math
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -68,7 +69,7 @@ class ColumnMapping:
     def __post_init__(self) -> None:
         for name in ("choices", "fixed_choices"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
+            if isinstance(value, Sequence) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))
         self._check()
         _template_fields(self.prompt)
@@ -141,6 +142,8 @@ def column(row: Mapping[str, Any], name: str, source: str) -> Any:
         return row[name]
     value: Any = row
     for part in name.split("."):
+        if value is None:
+            raise DataError(f"{source}: column `{name}` is empty")
         if not isinstance(value, Mapping) or part not in value:
             raise DataError(f"{source}: {missing_column(name, row)}")
         value = value[part]
@@ -166,7 +169,9 @@ def to_text(value: Any, name: str, source: str) -> str:
         return "true" if value else "false"
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return repr(value)
-    if value is None or isinstance(value, float):
+    if isinstance(value, Decimal) and value.is_finite():
+        return format(value, "f")
+    if value is None or isinstance(value, (float, Decimal)):
         raise DataError(f"{source}: column `{name}` is empty")
     raise DataError(f"{source}: column `{name}` holds {type_name(value)}; it must hold text or a number")
 
@@ -188,7 +193,8 @@ def to_messages(mapping: ColumnMapping, row: Mapping[str, Any], source: str) -> 
 
 def type_name(value: Any) -> str:
     """What a user calls the type of a cell."""
-    names = {str: "text", bool: "a boolean", int: "an integer", float: "a decimal number", list: "a list"}
+    names = {str: "text", bool: "a boolean", int: "an integer", list: "a list"}
+    names |= dict.fromkeys((float, Decimal), "a decimal number")
     return "nothing" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 

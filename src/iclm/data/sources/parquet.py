@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from iclm.data.files import open_for_reading
 from iclm.data.sources.mapping import ColumnMapping, missing_column
 from iclm.data.sources.optional import import_optional
@@ -51,9 +53,16 @@ def _cells(batch: Any, name: str, before: int) -> Iterator[dict[str, Any]]:
     """The rows of a batch; `before` rows of the file come before it."""
     for number in range(batch.num_rows):
         try:
-            yield {column: batch.column(i)[number].as_py() for i, column in enumerate(batch.schema.names)}
+            yield {field.name: _cell(batch.column(i)[number], field) for i, field in enumerate(batch.schema)}
         except UnicodeDecodeError as error:
             raise DataError(f"{name}:row {before + number + 1}: not UTF-8") from error
+
+
+def _cell(value: Any, field: Any) -> Any:
+    """A cell as Python has it; the number 0.1 of 16 or 32 bits is 0.1, not what it is rounded to."""
+    number = value.as_py()
+    narrow = {"halffloat": np.float16, "float": np.float32}.get(str(field.type))
+    return number if narrow is None or number is None else float(str(narrow(number)))
 
 
 def _top(column: str, names: list[str], file: str) -> str:

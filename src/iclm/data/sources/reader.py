@@ -29,6 +29,7 @@ from iclm.errors import ConfigurationError, DataError
 
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".json")
 DOMAIN_BY = ("file", "format")
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 Source = str | os.PathLike[str]
 
@@ -166,25 +167,30 @@ def _table_rows(path: Source, mapping: ColumnMapping, delimiter: str | None, max
     if delimiter is not None and kind not in DELIMITERS:
         raise ConfigurationError(f"{os.fspath(path)}: a delimiter is for .csv and .tsv files")
     if kind in DELIMITERS:
-        sign = DELIMITERS[kind] if delimiter is None else delimiter
-        return delimited_rows(path, mapping, delimiter=sign, max_line_bytes=max_line_bytes)
+        return delimited_rows(path, mapping, delimiter=delimiter, max_line_bytes=max_line_bytes)
     if kind == ".parquet":
         return parquet_rows(path, mapping)
     if kind == ".jsonl":
         return jsonl_rows(path, max_line_bytes=max_line_bytes)
     if kind == ".json":
         return json_rows(path, max_line_bytes=max_line_bytes)
+    raise _no_table(path)
+
+
+def _no_table(path: Source) -> ConfigurationError | DataError:
+    """What is wrong with a name that is none of a table."""
     if not os.path.exists(path):
-        raise DataError(f"{os.fspath(path)}: no such file; for a data set on the hub, write hf:NAME")
-    raise ConfigurationError(f"{os.fspath(path)}: the name must end in one of {', '.join(TABLES)}")
+        return DataError(f"{os.fspath(path)}: no such file; for a data set on the hub, write hf:NAME")
+    packed = ", and be unpacked first" if PurePath(path).suffix.lower() in _PACKED else ""
+    return ConfigurationError(f"{os.fspath(path)}: the name must end in one of {', '.join(TABLES)}{packed}")
 
 
 def _evals(path: Source, domain: str | None, choices: Sequence[str] | None, max_line_bytes: int) -> Iterator[Example]:
     """The examples of an evals file; what has another form is refused, naming its columns."""
     kind = PurePath(path).suffix.lower()
     if kind not in (".jsonl", ".json"):
-        if kind not in TABLES and not os.path.exists(path):
-            raise DataError(f"{os.fspath(path)}: no such file; for a data set on the hub, write hf:NAME")
+        if kind not in TABLES:
+            raise _no_table(path)
         raise ConfigurationError(
             f"{os.fspath(path)}: a table needs a mapping of its columns (columns, or --columns), such as "
             "{prompt: question, answer: right}; only evals JSONL has none"
@@ -229,6 +235,13 @@ def _conversation(messages: Any, source: str) -> tuple[list[Any], str]:
         raise DataError(
             f"{source}: `messages` must be a conversation that ends with a turn of role assistant, whose content is the answer"
         )
+    if len(messages) == 1:
+        raise DataError(f"{source}: `messages` is an answer to nothing; a turn of another role must come before it")
+    for number, turn in enumerate(messages[:-1]):
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+            raise DataError(
+                f'{source}: `messages` must be a list of {{"role": ..., "content": ...}} objects with texts; turn {number} is not one'
+            )
     return messages[:-1], last["content"]
 
 

@@ -78,7 +78,7 @@ def domain_leakage(
     - Bias: downwards; the probe is what n examples can teach a linear model of 32 principal components. Domains of small
       variance, or told apart by a curved boundary, are missed: chance is no proof of invariance.
     - Useful range: some tens of groups a domain at least.
-    - The interval takes examples as independent; with groups it is too narrow.
+    - The interval knows of the groups (their design effect), not that folds share examples to learn from.
     - Cost: O(folds · n · H · min(n, H)) for the reductions, which do not depend on the domains and are computed once, and
       one small regression a fold and permutation.
 
@@ -111,7 +111,7 @@ def domain_leakage(
     rng = np.random.default_rng([seed, 1])
     shuffled = [shuffle_domains(labels, units, probe.fold, rng) for _ in range(permutations)]
     permuted = np.array([np.average(probe.right(values), weights=weights) for values in shuffled])
-    correct = Accuracy(int(right.sum()), len(right))
+    correct = Accuracy.of(right.tolist(), units.tolist())
     return LeakageReport(
         accuracy=float(right.mean()),
         low=correct.low,

@@ -69,7 +69,8 @@ def boundary_rows(
             transformers.set_seed(seed)
             model = build_model(training)
             model.to("cuda" if torch.cuda.is_available() else "cpu")
-            reader = Reader(recipe, tasks, seed, load_tokenizer(training.base), model, training.data.max_tokens)
+            tokenizer, data = load_tokenizer(training.base), training.data
+            reader = Reader(recipe, tasks, seed, tokenizer, model, data.max_tokens, data.pack)
             for task in tasks:
                 if task not in known:
                     note(f"seed {seed}: reading {task}")

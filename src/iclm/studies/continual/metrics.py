@@ -81,6 +81,16 @@ class AccuracyMatrix:
         at = np.arange(self.tasks)
         return _mean(self.values[at + 1, at])
 
+    def asked(self) -> AccuracyMatrix:
+        """The matrix of the tasks alone that were asked at the end, with a row after each of them.
+
+        The last of its rows is the one at the end also where other tasks came after the last of these, so it is for a module that
+        does not change once it has learned.
+        """
+        kept = np.flatnonzero(~np.isnan(self.values[-1]))
+        rows = [0, *(kept[:-1] + 1), self.tasks]
+        return AccuracyMatrix(self.values[np.ix_(rows, kept)])
+
     def metrics(self) -> dict[str, float | None]:
         """All of them by name."""
         names = ("average", "learned", "backward", "forward", "forgetting", "area")

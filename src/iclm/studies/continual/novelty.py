@@ -30,11 +30,13 @@ class Calibration:
         codes: their points [dim].
         errors: quantisation errors of prompts of their own that placed no code, sorted.
         placed: how many prompts a code is the mean of.
+        problems: how many problems the module that was opened last has had.
     """
 
     codes: list[torch.Tensor] = field(default_factory=list)
     errors: list[list[float]] = field(default_factory=list)
     placed: list[int] = field(default_factory=list)
+    problems: int = 0
 
     def threshold(self, module: int, novelty: Novelty) -> float:
         """Error above which a prompt is new to a module."""
@@ -63,22 +65,25 @@ class Calibration:
         self.codes.append(points.new_zeros(points.shape[1]))
         self.errors.append([])
         self.placed.append(0)
+        self.problems = 0
         return self.extend(points, groups, novelty)
 
     def extend(self, points: torch.Tensor, groups: Sequence[Any], novelty: Novelty) -> torch.Tensor:
         """Take more points [n, dim] of the module that was opened last.
 
-        Its code is the mean of those that place it; of one problem alone there are none to hold out, and it does both.
+        Its code is the mean of those that place it. Of one problem alone there are none to hold out, and it does both until there
+        is a second.
 
         Returns:
             Which of the points place the code, bool [n].
         """
-        calibrating = held_out(groups, novelty.held_out)
-        if not bool(calibrating.any()):
-            calibrating = torch.ones_like(calibrating)
-            placing = torch.ones_like(calibrating)
-        else:
-            placing = ~calibrating if bool((~calibrating).any()) else calibrating
+        calibrating = held_out(groups, novelty.held_out, self.problems)
+        placing = ~calibrating
+        if self.problems == 0 and bool(placing.all()):
+            calibrating = placing
+        elif self.problems == 1 and bool(calibrating.any()):
+            self.errors[-1] = []
+        self.problems += len(set(groups))
         count = self.placed[-1] + int(placing.sum())
         self.codes[-1] = (self.codes[-1] * self.placed[-1] + points[placing].sum(0)) / count
         self.placed[-1] = count
@@ -87,10 +92,21 @@ class Calibration:
         return placing
 
 
-def held_out(groups: Sequence[Any], share: float) -> torch.Tensor:
-    """Which points calibrate, bool [n]: those of about this share of the groups, spread evenly in their order."""
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+def held_out(groups: Sequence[Any], share: float, before: int = 0) -> torch.Tensor:
+    """Which points calibrate, bool [n]: those of about this share of the groups, spread evenly in their order.
+
+    Groups that are too few for one of them to be held out are counted on from those before, and of the first two or more of all
+    one is held out in any case.
+
+    Args:
+        before: how many groups there were before these.
+    """
+    first = dict.fromkeys(groups)
+    start = 0 if int(len(first) * share) else before
+    numbers = {group: number for number, group in enumerate(first, start)}
     chosen = {group for group, at in numbers.items() if int((at + 1) * share) > int(at * share)}
+    if not chosen and before < 2 <= before + len(first):
+        chosen = {next(reversed(first))}
     return torch.tensor([group in chosen for group in groups], dtype=torch.bool)
 
 

@@ -31,7 +31,7 @@ SPEC_FIELDS = ("name", "sequence", "order", "method", "seed")
 _LINE = ("job", *SPEC_FIELDS, "boundaries", "tasks", "kind", "units", "homes", "total_seconds", "device", "recipe")
 _ROW = (*("job", "method", "module", "sequence", "order", "seed", "trained_through", "tested_on", "n", "correct"),)
 _THRESHOLD = ("sequence", "order", "seed", "margin", "kind")
-OWN = "own module"  # the domain module that a task was trained with, alone
+OWN = "own module"  # the domain module that was opened for a task, alone
 SERIES = ("mixture", "oracle", "invariant", OWN)
 SIGNED = ("backward", "forward", "forgetting")
 
@@ -68,7 +68,8 @@ def collect(folders: Iterable[str | Path]) -> Found:
     only the names are kept.
 
     Raises:
-        ConfigurationError: one is none of these, nothing is finished, or a sequence occurs twice with other results.
+        ConfigurationError: one is none of these, nothing is finished, a sequence occurs twice with other results, or sequences of one
+            name and order have other tasks or another base.
     """
     found, seen = Found(), dict[str, list[dict[str, Any]]]()
     for folder in map(Path, folders):
@@ -135,6 +136,15 @@ def _add(
                 f"{folder}: {line['name']} was done with other settings than {other['name']} of the other results; "
                 "report them apart, or give the method another name"
             )
+    places = [(other["sequence"], other["order"]) for other in found.sequences]
+    if (line["sequence"], line["order"]) in places:
+        other = found.sequences[places.index((line["sequence"], line["order"]))]
+        differs = _difference(other, line)
+        if differs is not None:
+            raise ConfigurationError(
+                f"{folder}: {line['name']} and {other['name']} of sequence {line['sequence']} differ in {differs}, so that no "
+                "figures of theirs can be compared; report them apart"
+            )
     found.sequences.append(line)
     found.rows += rows
 
@@ -149,6 +159,30 @@ def _add_boundaries(found: Found, rows: list[dict[str, Any]]) -> None:
 def _settings(line: dict[str, Any]) -> str:
     """What a sequence was learned with, but for its seed."""
     return digest({name: value for name, value in line.get("recipe", {}).items() if name != "seeds"})
+
+
+def _difference(one: dict[str, Any], two: dict[str, Any]) -> str | None:
+    """What two sequences of one order must share, whatever their methods, and do not; None where they share it all."""
+    if one["tasks"] != two["tasks"]:
+        return "their tasks"
+    first, second = _shared(one), _shared(two)
+    return next((name for name in first if first[name] != second[name]), None)
+
+
+def _shared(line: dict[str, Any]) -> dict[str, str]:
+    """Digests of the base, and of what each task is learned from and tested on."""
+    recipe = line["recipe"]
+    found: dict[str, Any] = {name: recipe.get(name) for name in ("base", "dtype")}
+    for task in line["tasks"]:
+        sources = recipe.get("tasks", {}).get(task, {})
+        for part, name in (("train", "training data"), ("test", "test questions")):
+            found[f"the {name} of task {task}"] = [_content(source) for source in sources.get(part, ())]
+    return {name: digest({name: value}) for name, value in found.items()}
+
+
+def _content(source: dict[str, Any]) -> dict[str, Any]:
+    """A source without what its content does not depend on: where a file lies whose SHA-256 is noted."""
+    return {name: value for name, value in source.items() if name != "file" or source.get("sha256") is None}
 
 
 def _read_lines(path: Path, keys: Iterable[str] = ()) -> list[dict[str, Any]]:
@@ -176,9 +210,9 @@ def summarise(found: Found) -> dict[str, Any]:
 
     Returns:
         `metrics`: one entry a method and series of modules, each metric with `mean`, `low`, `high` (Student's 95% interval over
-        seeds) and `n`; `differences`: those of the mixture's metrics from another method's, of the same seeds (`_against`);
-        `matrices`: the mean accuracy matrix of each; `costs`: parameters and seconds a task, and modules opened;
-        `boundaries`: figures of each margin, means over orders and seeds.
+        seeds) and `n`; that of own modules has `counted`, of how many tasks they are in each seed; `differences`: those of the
+        mixture's metrics from another method's, of the same seeds (`_against`); `matrices`: the mean accuracy matrix of each;
+        `costs`: parameters and seconds a task, and modules opened; `boundaries`: figures of each margin, means over orders and seeds.
     """
     groups: dict[Key, list[dict[str, Any]]] = {}
     for line in found.sequences:
@@ -195,7 +229,7 @@ def summarise(found: Found) -> dict[str, Any]:
             known = [matrix for matrix in values if matrix is not None]
             if not known:
                 continue
-            found_metrics = [matrix.metrics() for matrix in known]
+            found_metrics = [(matrix.asked() if series == OWN else matrix).metrics() for matrix in known]
             if head["kind"] == "base":  # it learns nothing: what it knows before is all it knows
                 found_metrics = [
                     {**one, "average": float(m.values[0].mean())} for one, m in zip(found_metrics, known, strict=True)
@@ -203,7 +237,8 @@ def summarise(found: Found) -> dict[str, Any]:
             if series == "mixture" and len(known) == len(lines):
                 by_seed[key] = {line["seed"]: one for line, one in zip(lines, found_metrics, strict=True)}
             entry = {**head, "module": series, "seeds": len(known)}
-            metrics.append({**entry, **{name: _mean(name, found_metrics) for name in found_metrics[0]}})
+            counted = {"counted": [matrix.asked().tasks for matrix in known]} if series == OWN else {}
+            metrics.append({**entry, **counted, **{name: _mean(name, found_metrics) for name in found_metrics[0]}})
             mean = np.mean([matrix.values for matrix in known], axis=0)
             cells = [[None if np.isnan(value) else round(float(value), 6) for value in row] for row in mean]
             matrices.append({**entry, "values": cells})
@@ -231,15 +266,16 @@ def _differences(
 
 
 def _against(key: Key, line: dict[str, Any], groups: dict[Key, list[dict[str, Any]]]) -> Key | None:
-    """What a method is set against: an ICLM against LoRA that goes on learning under the same guard, anything else, or an ICLM
-    without such a counterpart, against LoRA that goes on learning without one; None of the untouched base and of that LoRA itself."""
+    """What a method is set against: an ICLM against LoRA that goes on learning under the same guard of the same settings, anything
+    else, or an ICLM without such a counterpart, against LoRA that goes on learning without one; None of the untouched base and of
+    that LoRA itself."""
     learning = [
         other
         for other, lines in groups.items()
         if (other[0], other[2]) == (key[0], key[2]) and _said(lines[0]) == ("sequence", "lora")
     ]
     same = [other for other in learning if _guard(groups[other][0]) == _guard(line)]
-    plain = [other for other in learning if _guard(groups[other][0]) == "none"]
+    plain = [other for other in learning if _guard(groups[other][0])[0] == "none"]
     if line["kind"] == "base":
         return None
     chosen = (same or plain) if _said(line) == ("sequence", "iclm") else plain
@@ -251,8 +287,12 @@ def _said(line: dict[str, Any]) -> tuple[str, str]:
     return line["kind"], line["recipe"]["methods"][line["method"]].get("method", "iclm")
 
 
-def _guard(line: dict[str, Any]) -> str:
-    return str(line["recipe"]["methods"][line["method"]].get("guard", "none"))
+def _guard(line: dict[str, Any]) -> tuple[str, Any]:
+    """The guard of a sequence, and its settings: the method's own, else the recipe's."""
+    recipe = line["recipe"]
+    method = recipe["methods"][line["method"]]
+    guard = str(method.get("guard", "none"))
+    return guard, (method.get(guard) or recipe.get(guard)) if guard in ("ewc", "replay") else None
 
 
 def _before(
@@ -267,14 +307,20 @@ def _before(
 
 def _matrix(line: dict[str, Any], rows: Sequence[dict[str, Any]], series: str, before: dict[str, float] | None) -> Any:
     """The accuracy matrix of a series of modules in one sequence; None where it has none."""
+    if line["kind"] != "sequence" and series != "mixture":
+        return None
     if series == OWN:
-        homes = {task: f"domain_{number}" for task, number in line.get("homes", {}).items() if number >= 0}
+        homes = {task: f"domain_{line['homes'][task]}" for task in _with_own(line)}
         chosen = [row for row in rows if row["module"] == homes.get(row["tested_on"])]
     else:
         chosen = [row for row in rows if row["module"] == series]
-    if not chosen or (line["kind"] != "sequence" and series != "mixture"):
-        return None
-    return matrix_of(chosen, line["tasks"], before)
+    return matrix_of(chosen, line["tasks"], before) if chosen else None
+
+
+def _with_own(line: dict[str, Any]) -> list[str]:
+    """The tasks whose module learned from them: one that went to a module which was open already left it as it was."""
+    opened = {(task, unit["module"]) for unit in line["units"] if unit["opened"] for task in unit["tasks"]}
+    return [task for task, number in line.get("homes", {}).items() if (task, number) in opened]
 
 
 def _mean(name: str, values: Sequence[dict[str, float | None]]) -> dict[str, Any] | None:
@@ -300,7 +346,7 @@ def _cost(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seeds": len(lines),
         "opened": opened,
         "trainable": [unit["trainable"] for unit in units],
-        "parameters": _learned_in_all(lines[0]),
+        "parameters": _learned_in_all(lines),
         "steps_a_task": _steps(lines, count),
         "added_a_task": round(sum(unit["added"] for unit in units) / count),
         "seconds_a_task": round(seconds / count, 1),
@@ -308,14 +354,13 @@ def _cost(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _learned_in_all(line: dict[str, Any]) -> int | None:
-    """Trained parameters of the model at the end; None where the record does not say."""
-    units = line["units"]
-    if line["kind"] == "base":
+def _learned_in_all(lines: Sequence[dict[str, Any]]) -> int | None:
+    """Trained parameters of the model at the end, a mean over the seeds whose records say; None where none does."""
+    if lines[0]["kind"] == "base":
         return 0
-    if not units or "trainable" not in units[0]:
-        return None
-    return units[0]["trainable"] + sum(unit["added"] for unit in units[1:])
+    each = [line["units"] for line in lines if line["units"] and "trainable" in line["units"][0]]
+    found = [units[0]["trainable"] + sum(unit["added"] for unit in units[1:]) for units in each]
+    return round(sum(found) / len(found)) if found else None
 
 
 def _steps(lines: Sequence[dict[str, Any]], count: int) -> int | None:

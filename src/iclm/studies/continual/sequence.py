@@ -138,8 +138,8 @@ class TaskSequence:
 
     def reader(self) -> Reader:
         """Reads the tasks."""
-        limit, seed = self.training.data.max_tokens, self.training.seed
-        return Reader(self.recipe, self.order, seed, self.tokenizer, self.model, limit)
+        data, seed = self.training.data, self.training.seed
+        return Reader(self.recipe, self.order, seed, self.tokenizer, self.model, data.max_tokens, data.pack)
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
@@ -158,6 +158,7 @@ class TaskSequence:
             self.state.errors, self.state.placed = calibration.errors, calibration.placed
             self.state.stream = None if self.stream is None else self.stream.values
             self.keep()
+        self.ask(tests, over=True)
         self.finish()
         return self.state.rows
 
@@ -233,7 +234,13 @@ class TaskSequence:
         model, number = self.model, len(self.state.units)
         if piece.unit.opened:
             self.open(piece)
-        packs = training_packs(piece.examples, self.tokenizer.eos_token_id, pack=model.packs(self.training.data.pack))
+        packs = training_packs(
+            piece.examples,
+            self.tokenizer.eos_token_id,
+            pack=model.packs(self.training.data.pack),
+            batch_size=self.training.training.batch_size,
+            batch_tokens=self.training.training.batch_tokens,
+        )
         self.elastic, self.buffer = self.guard(number)
         kept = [] if self.buffer is None else list(self.buffer.packs)
         modules, record = self.learning(piece), {"steps": 0, "train_seconds": 0.0, "train_loss": None}
@@ -303,10 +310,17 @@ class TaskSequence:
         through = next((at for at, task in enumerate(self.order) if task not in ended), len(self.order))
         return 0 if any(task in self.state.sent for task in self.order[through:]) else through
 
-    def ask(self, tests: dict[str, list[EncodedExample]]) -> None:
-        """Ask all tasks after a unit that ends one, and add the rows."""
-        through = self.through()
-        if through <= max((row["trained_through"] for row in self.state.rows), default=0):
+    def ask(self, tests: dict[str, list[EncodedExample]], *, over: bool = False) -> None:
+        """Ask all tasks after a unit that ends one, and add the rows.
+
+        Args:
+            over: nothing more is learned; if a unit came after the last rows, which says that the last task had counted as learned
+                before all of it was, rows of the model as it is now take their place.
+        """
+        through, rows = self.through(), self.state.rows
+        if over and rows and rows[-1]["unit"] < len(self.state.units):
+            rows = self.state.rows = [row for row in rows if row["trained_through"] < through]
+        if through <= max((row["trained_through"] for row in rows), default=0):
             return
         asked = {row["module"] for row in self.state.rows}
         opened = [n for n in range(self.model.config.num_domains) if default_name(n) not in asked]

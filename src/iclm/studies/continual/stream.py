@@ -153,6 +153,7 @@ class Stream:
             "points": list(self.cut.points),
             "errors": self.cut.calibration.errors,
             "placed": self.cut.calibration.placed,
+            "problems": self.cut.calibration.problems,
         }
 
     @property
@@ -166,7 +167,9 @@ class Stream:
         self.done, self.ended = Counter(values["done"]), list(values["ended"])
         codes = list(tensors.get("codes", torch.empty(0)))
         cut, unit = self.cut, values["unit"]
-        cut.calibration = Calibration(codes, values["errors"], values["placed"])
+        placed = values["placed"]
+        problems = values.get("problems", placed[-1] if placed else 0)  # an earlier version counted prompts alone
+        cut.calibration = Calibration(codes, values["errors"], placed, problems)
         cut.growing, cut.waiting = values["growing"], list(values["waiting"])
         if unit is not None:
             examples, modules, placed = (tuple(unit[name]) for name in ("examples", "modules", "placed"))

@@ -37,6 +37,7 @@ class Reader:
         tokenizer: the base's.
         model: whose router decides; the modules that were opened are in it.
         max_tokens: of a prompt and its answer; None means what the base takes.
+        pack: whether questions of a problem share a sequence, where the base can part them.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class Reader:
         tokenizer: PreTrainedTokenizerBase,
         model: ICLMForCausalLM,
         max_tokens: int | None = None,
+        pack: bool = True,
     ) -> None:
         self.recipe, self.order, self.seed = recipe, tuple(order), seed
         self.tokenizer, self.model = tokenizer, model
-        self.max_tokens = max_tokens or context_length(model)
+        self.max_tokens, self.pack = max_tokens or context_length(model), pack
 
     def read(self, task: str, sources: Sequence[DataSource], what: str) -> list[EncodedExample]:
         """The encoded examples of a task; raises `DataError` that names it where there are none or they cannot be read."""
@@ -101,7 +103,7 @@ class Reader:
 
     def features(self, examples: list[EncodedExample]) -> torch.Tensor:
         """What the router reads of each prompt, float32 [n, hidden]."""
-        packs = training_packs(examples, self.tokenizer.eos_token_id)
+        packs = training_packs(examples, self.tokenizer.eos_token_id, pack=self.model.packs(self.pack))
         return prompt_features(self.model, packs, int(self.tokenizer.pad_token_id))
 
     def start(self, features: torch.Tensor, groups: Sequence[Any]) -> None:

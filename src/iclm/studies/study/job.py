@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 from iclm.data.collation import EncodedExample, encode
 from iclm.data.example import Example, Message
 from iclm.data.files import atomic_write
-from iclm.data.loading import domain_numbers, read_source, read_sources
+from iclm.data.loading import domain_numbers, read_source, read_sources, read_training
 from iclm.errors import CheckpointError, ConfigurationError, ICLMError
 from iclm.evaluation.evaluate import evaluate_choices
 from iclm.evaluation.runs import FINISHED, context_length, load_run
@@ -120,7 +120,7 @@ def _run_model(spec: dict[str, Any], recipe: Recipe, sources: Sequence[DataSourc
     if spec["kind"] == "base":
         model = ICLMForCausalLM.from_base(recipe.base, ICLMConfig(method="lora"), dtype=recipe.dtype)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        domains = domain_numbers(read_sources(recipe.data.train))
+        domains = domain_numbers(read_training(recipe.data.train))
         record: dict[str, Any] = {"train_seconds": 0.0, "examples_seen": 0, "trainable_parameters": 0}
     else:
         if spec["kind"] == "xlora":

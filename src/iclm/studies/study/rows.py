@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from iclm.data.audit.folds import problem_keys
 from iclm.data.audit.strategies import needs_exclusion
 from iclm.data.example import Example
 from iclm.data.loading import distribution
@@ -83,10 +84,10 @@ def about(
 def problem_sizes(found: Sequence[Example]) -> int | list[int] | dict[str, list[int]]:
     """Number of questions of each problem, in their order; one number where all have as many.
 
-    Questions that have one `group` and domain are of one problem; one without a group is a problem of its own. Where those
+    Questions of one domain are of one problem by `problem_keys`: those of one `group`, or where they have none, of one context. Where those
     of a problem do not all follow each other: {"of": the number of each question's problem}.
     """
-    keys = [(example.group or number, example.domain) for number, example in enumerate(found)]
+    keys = [(key, example.domain) for key, example in zip(problem_keys(found), found, strict=True)]
     sizes = [len(list(members)) for _, members in groupby(keys)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     if len(numbers) < len(sizes):

@@ -129,7 +129,14 @@ def _train(
     recipe: Recipe, model: Any, arguments: TrainingArguments, tokenizer: Any, out: Path
 ) -> tuple[Any, dict[str, Any]]:
     limit = recipe.data.max_tokens or context_length(model)
-    packs, domains, encoded = training_data(recipe.data.train, tokenizer, max_tokens=limit, pack=recipe.data.pack)
+    packs, domains, encoded = training_data(
+        recipe.data.train,
+        tokenizer,
+        max_tokens=limit,
+        pack=recipe.data.pack,
+        batch_size=recipe.training.batch_size,
+        batch_tokens=recipe.training.batch_tokens,
+    )
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     trainer = XLoraTrainer(model, arguments, packs, tokenizer.pad_token_id, callbacks=[LogFile(out / LOG, 0, None)])

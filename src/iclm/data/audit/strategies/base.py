@@ -13,6 +13,8 @@ from iclm.data.example import Example
 Prediction = tuple[str, ...]
 """The answers that a strategy holds for equally likely; the credit is shared between them."""
 
+_RECURRING = 20
+
 
 class Strategy(ABC):
     """A cheap strategy that should fail."""
@@ -48,10 +50,17 @@ def at_most(examples: Sequence[Example], count: int) -> Sequence[Example]:
 
 
 class Labels:
-    """Answers as classes: the answer itself, or its position where choices differ from example to example."""
+    """Answers as classes: the answer itself, or its position where each example has choices of its own.
+
+    What is chosen among is the same whatever its order, and where choices differ but the same few answers come again, they
+    are what can be told from the text.
+    """
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        self.by_position = len({example.choices for example in examples if example.choices}) > 1
+        listed = [example for example in examples if example.choices]
+        answers = len({example.answer for example in listed})
+        again = answers <= min(_RECURRING, len(listed) / 2)
+        self.by_position = not again and len({frozenset(example.choices) for example in listed}) > 1
 
     def of(self, example: Example) -> str:
         """The class of an example."""
