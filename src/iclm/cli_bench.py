@@ -44,17 +44,25 @@ def _workload(model: str, batch: int, tokens: int, targets: str, dtype: str) -> 
     return Workload(base=model, batch=batch, tokens=tokens, targets=targets, dtype=dtype)
 
 
-def _finish(rows: list[Any], workload: Any, rounds: int, out: Path | None, overwrite: bool, as_json: bool) -> None:
+def _finish(
+    rows: list[Any],
+    workload: Any,
+    rounds: int,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    asked: dict[str, Any] | None = None,
+) -> None:
     from iclm.report.bench import bench_caption, bench_table
     from iclm.studies.bench.record import record, write
 
-    found = record(rows, shlex.join(["iclm", *sys.argv[1:]]), workload, rounds)
+    found = record(rows, shlex.join(["iclm", *sys.argv[1:]]), workload, rounds, asked)
     if out is not None:
         write(found, out, overwrite=overwrite)
     if as_json:
         print_json(found["rows"])
         return
-    stdout().print(bench_table(found["rows"]))
+    stdout().print(bench_table(found))
     note(bench_caption(found))
 
 
@@ -139,19 +147,22 @@ def evaluate(
     """
     quiet_libraries()
     from iclm.studies.bench import evaluate as bench
+    from iclm.studies.bench.contestants import Workload
 
     _check_out(out, overwrite)
-    workload = _workload(model, 16, 96, targets, dtype)
+    workload = Workload(base=model, targets=targets, dtype=dtype)
     with progress_bars() as bars:
         rows = bench.run(workload, _numbers(k), rounds=rounds, problems=problems, compiled=compiled, tick=bars)
-    _finish(rows, workload, rounds, out, overwrite, as_json)
+    _finish(rows, workload, rounds, out, overwrite, as_json, bench.asked(problems))
 
 
 @app.command()
 def memory(
     model: Model = "smollm2-135m",
     k: Modules = "2,6,16",
-    against: Against = "lora,peft-lora",
+    against: Annotated[
+        str, typer.Option(help="Rivals: lora, peft-lora; our plain LoRA is always there.")
+    ] = "lora,peft-lora",
     batch: Batch = 16,
     tokens: Tokens = 96,
     targets: Targets = "attention",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from iclm.errors import ConfigurationError, DataError
+from iclm.report.bench import bench_caption
 from iclm.studies.bench import contestants, evaluate, generate, learning, memory, step
 from iclm.studies.bench.contestants import Workload
 from iclm.studies.bench.record import record, write
@@ -129,9 +130,17 @@ def test_compiled_models_stand_beside_the_same_ones_uncompiled(workload, monkeyp
 
 
 def test_generation_gives_prefill_and_decode(workload):
-    found = generate.run(workload, (2,), rounds=5, batch=2)
+    found = generate.run(workload, (2,), rounds=5)
     assert [(row.name, row.k) for row in found] == [("prefill_half", 2), ("decode_half", 2)]
     assert all(row.ours > 0 and row.theirs > 0 for row in found)
+
+
+def test_generation_reads_as_many_prompts_as_the_workload_says(workload, monkeypatch):
+    seen = []
+    monkeypatch.setattr(contestants, "lora", lambda workload, compiled: seen.append(workload.batch) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate.run(workload, (2,), rounds=5)
+    assert seen == [4]
 
 
 def test_pairs_read_on_their_own_get_the_scores_of_packed_ones(workload, tiny_tokenizer):
@@ -189,6 +198,19 @@ def test_a_record_says_what_was_measured_on_what(workload, tmp_path):
         write(found, tmp_path / "step.json")
 
 
+def test_a_record_of_scoring_says_what_was_asked_and_no_batch_that_was_not(workload):
+    found = record([], "evaluate", workload, 5, evaluate.asked(12))["workload"]
+    assert (found["problems"], found["questions"], found["formats"]) == (12, 96, ["symbolic", "text"])
+    assert not {"batch", "tokens"} & set(found) and found["rank"] == 2
+    assert "96 questions of 12 ACRE problems a format" in bench_caption(record([], "", workload, 5, evaluate.asked(12)))
+
+
+def test_memory_refuses_a_rival_that_it_does_not_measure(workload, monkeypatch):
+    monkeypatch.setattr(memory, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(ConfigurationError, match=r"against names 'xlora', .* use lora, peft-lora$"):
+        memory.run(workload, (2,), ("lora", "xlora"))
+
+
 # -- learning ----------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +251,64 @@ def test_results_of_another_recipe_or_of_another_kind_are_not_mixed_in(overrides
     out.write_text("no results\n")
     with pytest.raises(DataError, match="no file of results"):
         learning.run(out, overrides=overrides, splits=(), points=1)
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """No training may begin."""
+    monkeypatch.setattr(learning, "_train", lambda *_: pytest.fail("trained"))
+
+
+def kept(layer=0, **changed):
+    """A row of a training of the tiny base, evaluated after steps 2 and 4."""
+    row = {"method": "iclm", "split": 0.0, "split_layer": layer, "layers": 30, "seed": 0, "steps": 4}
+    return {**row, **learning._here(learning.learning_recipe(["dtype=float32"])), **changed}
+
+
+def written(path, rows, overrides):
+    settings = learning.learning_recipe(overrides).model_dump(mode="json", exclude={"method", "seed"})
+    path.write_text("".join(json.dumps({**row, "recipe": settings}) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_cannot_be_written_is_found_before_the_first_training(overrides, tmp_path, never, overwrite):
+    with pytest.raises(ConfigurationError, match="is a folder"):
+        learning.run(tmp_path, overrides=overrides, overwrite=overwrite)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="is a file"):
+        learning.run(tmp_path / "file" / "learning.jsonl", overrides=overrides, overwrite=overwrite)
+
+
+@pytest.mark.parametrize("points", [1, 4])
+def test_results_at_other_points_are_not_mixed_in(overrides, tmp_path, never, points):
+    rows = [kept(steps=2), kept(steps=4)]
+    out = written(tmp_path / "learning.jsonl", rows, overrides)
+    with pytest.raises(
+        ConfigurationError, match=rf"after 2, 4 steps, and {points} points are after .*4; .*--overwrite"
+    ):
+        learning.run(out, overrides=overrides, splits=(0.5,), points=points)
+    assert learning._difference(rows, learning._here(learning.learning_recipe(overrides)), (), 2) is None
+
+
+@pytest.mark.parametrize("name", ["device", "threads", "dtype", "torch"])
+def test_results_of_another_machine_are_not_mixed_in(overrides, tmp_path, never, name):
+    out = written(tmp_path / "learning.jsonl", [kept(**{name: "other"})], overrides)
+    before = out.read_bytes()
+    with pytest.raises(ConfigurationError, match=f"of {name} other, and here it is ") as error:
+        learning.run(out, overrides=overrides, points=1)
+    assert out.read_bytes() == before and "\n" not in str(error.value)
+
+
+def test_a_split_is_rounded_down_as_the_default_is_and_results_of_another_layer_are_not_mixed_in(
+    overrides, tmp_path, never
+):
+    layers = [learning.Contestant("iclm", split, 0).layer(30) for split in (0.0, 0.25, 0.5, 0.75, 0.3, 0.7)]
+    assert layers == [0, 30 // 4, 15, 22, 9, 21]
+    assert learning.Contestant("iclm", 0.29, 0).layer(100) == 29
+    out = written(tmp_path / "learning.jsonl", [kept(8, split=0.25)], overrides)
+    with pytest.raises(ConfigurationError, match=r"of split 0\.25 at layer 8 of 30, and here that is layer 7"):
+        learning.run(out, overrides=overrides, splits=(0.25,), seeds=(1,), points=1)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,15 @@ from iclm.studies.plan.plan import plan
 from iclm.studies.plan.process import process_peak
 
 OTHER = runpy.run_path(str(Path(__file__).parents[1] / "invariants" / "test_other_bases.py"))["BASES"]
-UNLIKE = {"DeepseekV3Config": "(1 from 0)", "Qwen3NextConfig": "(1 from 0)", "Lfm2Config": "(1 from 0)"}
-UNLIKE |= {"Gemma4TextConfig": "(2 from 0)", "GPTNeoConfig": "a gpt_neo configuration cannot be cut to 1 of its layers"}
+UNLIKE = {
+    "DeepseekV3Config": "(layer 1 from layer 0)",
+    "Qwen3NextConfig": "(layer 1 from layer 0)",
+    "Lfm2Config": "(layer 1 from layer 0)",
+}
+UNLIKE |= {
+    "Gemma4TextConfig": "(layer 2 from layer 0)",
+    "GPTNeoConfig": "a gpt_neo configuration cannot be cut to 1 of its layers",
+}
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ MEANING = {
 }
 
 
-def _cells(rows: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
-    for row in rows:
+def _cells(found: dict[str, Any]) -> Iterator[list[str]]:
+    for row in found["rows"]:
         name, unit = row["name"], row["unit"]
         goal = "–"
         if name in GOALS:
@@ -38,37 +38,44 @@ def _cells(rows: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
             MEANING.get(name, name),
             str(row["k"]),
             f"{row['ratio']:.2f}",
-            f"{row['low']:.2f} to {row['high']:.2f}",
+            f"{row['low']:.2f} to {row['high']:.2f}" if found["rounds"] > 1 else "–",
             f"{row['ours']:.3g} {unit}",
             f"{row['theirs']:.3g} {unit}",
             goal,
         ]
 
 
-def bench_table(rows: Iterable[dict[str, Any]]) -> Table:
-    """The figures of a benchmark for the terminal."""
+def bench_table(found: dict[str, Any]) -> Table:
+    """The figures of a benchmark's record for the terminal."""
     table = Table()
     for name in HEADER:
         table.add_column(name, justify="left" if name in ("figure", "goal") else "right")
-    for cells in _cells(rows):
+    for cells in _cells(found):
         table.add_row(*cells)
     return table
 
 
-def bench_markdown(rows: Iterable[dict[str, Any]]) -> str:
-    """The figures of benchmarks as a Markdown table."""
+def bench_markdown(records: Iterable[dict[str, Any]]) -> str:
+    """The figures of benchmarks' records as a Markdown table."""
     marks = [":--" if name in ("figure", "goal") else "--:" for name in HEADER]
-    lines = [list(HEADER), marks, *_cells(rows)]
+    lines = [list(HEADER), marks, *(cells for found in records for cells in _cells(found))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def bench_caption(found: dict[str, Any]) -> str:
     """What a benchmark was measured on, in one line."""
-    load, machine = found["workload"], found["machine"]
+    load, machine, rounds = found["workload"], found["machine"], found["rounds"]
     versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
+    if "problems" in load:
+        given = (
+            f"{load['questions']} questions of {load['problems']} ACRE problems a format ({', '.join(load['formats'])}) "
+            f"in batches of {load['tokens_per_batch']} tokens"
+        )
+    else:
+        given = f"{load['batch']} examples of {load['tokens']} tokens"
     return (
-        f"{load['base']}, {load['batch']} examples of {load['tokens']} tokens, LoRA of rank {load['rank']} on "
-        f"{load['targets']}, {load['dtype']}; medians of {found['rounds']} rounds; {machine['processor']}, "
+        f"{load['base']}, {given}, LoRA of rank {load['rank']} on {load['targets']}, {load['dtype']}; "
+        f"{f'medians of {rounds} rounds' if rounds > 1 else 'one round'}; {machine['processor']}, "
         f"{machine['threads']} threads, {machine['device']}; {versions}, Python {machine['python']}"
     )
 

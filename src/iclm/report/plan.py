@@ -19,10 +19,21 @@ def plan_table(found: dict[str, Any]) -> Table:
     table.add_column("")
     table.add_column(f"ICLM, K = {settings['k']}, split at {settings['split_layer']}", justify="right")
     table.add_column("plain LoRA", justify="right")
-    iclm, lora = found["iclm"], found["lora"]
     rows = [
         ("trained parameters", f"{parameters['modules']:,}", f"{parameters['lora']:,}"),
         ("  of each module", f"{parameters['module']:,}", "–"),
+    ]
+    if found["not_planned"] is None:
+        rows += _costs(found["iclm"], found["lora"])
+    for label, ours, theirs in rows:
+        if (ours, theirs) != ("–", "–"):
+            table.add_row(label, ours, theirs)
+    return table
+
+
+def _costs(iclm: dict[str, Any], lora: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Memory and time of both, as lines of the table."""
+    return [
         ("memory of tensors", _gib(iclm["memory"]["tensors"]), _gib(lora["memory"]["tensors"])),
         ("memory of the process", _gib(iclm["memory"].get("process")), _gib(lora["memory"].get("process"))),
         ("10¹² operations a step", f"{iclm['flops'] / 1e12:.3g}", f"{lora['flops'] / 1e12:.3g}"),
@@ -38,23 +49,21 @@ def plan_table(found: dict[str, Any]) -> Table:
             _seconds(lora.get("seconds_at_tflops")),
         ),
     ]
-    for label, ours, theirs in rows:
-        if (ours, theirs) != ("–", "–"):
-            table.add_row(label, ours, theirs)
-    return table
 
 
 def plan_lines(found: dict[str, Any]) -> list[str]:
-    """The ratios to plain LoRA, what full copies would be, and what was measured, as lines of text."""
-    iclm, lora, parameters = found["iclm"], found["lora"], found["parameters"]
+    """The ratios to plain LoRA (or why there are none), what full copies would be, and what was measured, as lines of text."""
+    iclm, lora = found["iclm"], found["lora"]
+    copies = (
+        f"{found['settings']['k'] + 2} copies of the base, as in the paper's own code, would be "
+        f"{found['parameters']['copies']:,} parameters"
+    )
+    if found["not_planned"] is not None:
+        return [f"memory and time are not planned: {found['not_planned']}", copies]
     ratios = [f"memory {iclm['memory']['tensors'] / lora['memory']['tensors']:.2f}"]
     if iclm["seconds"] is not None and lora["seconds"]:
         ratios.insert(0, f"step {iclm['seconds'] / lora['seconds']:.2f}")
-    copies = found["settings"]["k"] + 2
-    lines = [
-        f"ICLM : plain LoRA: {', '.join(ratios)}",
-        f"{copies} copies of the base, as in the paper's own code, would be {parameters['copies']:,} parameters",
-    ]
+    lines = [f"ICLM : plain LoRA: {', '.join(ratios)}", copies]
     for name, part in (("ICLM", iclm), ("plain LoRA", lora)):
         measured = part["measured"]
         if measured["batch"] < found["settings"]["batch"]:

@@ -7,6 +7,7 @@ differs is sharing: the queries of a problem share their trials, and the choices
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,16 @@ from iclm.studies.bench.timing import Comparison, compare, take_turns
 
 TOKENS = 4096  # of a batch
 FORMATS = ("symbolic", "text")
+
+
+def asked(problems: int) -> dict[str, Any]:
+    """What is scored, for a record: so many ACRE problems a format, four questions each."""
+    return {
+        "problems": problems,
+        "formats": list(FORMATS),
+        "questions": 4 * problems * len(FORMATS),
+        "tokens_per_batch": TOKENS,
+    }
 
 
 @torch.inference_mode()

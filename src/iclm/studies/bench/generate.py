@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -49,13 +48,11 @@ def run(
     k: Sequence[int] = (2, 6, 16),
     *,
     rounds: int = 7,
-    batch: int = 8,
     compiled: bool = False,
     tick: Callable[[str, int], Callable[[int], None]] | None = None,
 ) -> list[Comparison]:
     """Time generation in turns: `prefill_half` and `decode_half` for each K; see `iclm.studies.bench.step.run`."""
     numbers, _ = check(k, ())
-    workload = replace(workload, batch=batch)
     field = {0: _Reader(of.lora(workload, compiled))}
     field |= {count: _Reader(of.iclm(workload, HALF, count, compiled)) for count in numbers}
     decoding: dict[int, list[float]] = {count: [] for count in field}

@@ -26,13 +26,14 @@ import transformers
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from iclm.data.collation import EncodedExample, encode
-from iclm.data.files import atomic_write
+from iclm.data.files import atomic_write, check_file
 from iclm.data.loading import distribution, read_sources, training_data
 from iclm.errors import ConfigurationError, DataError
 from iclm.evaluation.evaluate import evaluate_choices
 from iclm.evaluation.runs import context_length
 from iclm.evaluation.scoring import score
 from iclm.model import ICLMForCausalLM, load_tokenizer
+from iclm.model.backbone import resolve_dtype
 from iclm.recipe import Recipe, load_recipe, parse_recipe
 from iclm.training.run import build_model, device_name, make_trainer, training_arguments
 from iclm.training.stages import stages_of
@@ -55,9 +56,13 @@ class Contestant:
     split: float
     seed: int
 
+    def layer(self, layers: int) -> int:
+        """The split of a base of so many layers, rounded down as the default is."""
+        return int(self.split * layers + 1e-9)  # 0.29 of 100 is a little less than 29
+
     def recipe(self, recipe: Recipe, layers: int) -> Recipe:
         """The recipe with this contestant's settings, for a base of so many layers."""
-        model = recipe.model.model_copy(update={"split_layer": round(self.split * layers)})
+        model = recipe.model.model_copy(update={"split_layer": self.layer(layers)})
         return recipe.model_copy(update={"method": self.method, "seed": self.seed, "model": model})
 
     def matches(self, row: dict[str, Any]) -> bool:
@@ -106,8 +111,8 @@ def run(
     """Train and evaluate plain LoRA and an ICLM at each split.
 
     Args:
-        out: JSON lines, written as each training ends; started again with the same recipe, those that are there are kept.
-            None writes nothing.
+        out: JSON lines, written as each training ends; started again with the same recipe and points on the same machine, those
+            that are there are kept. None writes nothing.
         overrides: of the shipped recipe.
         splits: shares of the layers below the split, in [0, 1).
         points: evaluations of a training.
@@ -136,12 +141,16 @@ def run(
         for found in (Contestant("lora", 0.0, seed), *(Contestant("iclm", split, seed) for split in splits))
     ]
     path = None if out is None else Path(out)
-    settings = recipe.model_dump(mode="json", exclude={"method", "seed"})
-    rows = [] if path is None or overwrite else _finished(path, settings)
+    if path is not None:
+        check_file(path, overwrite=True)  # results that are there are kept, or replaced
+    settings, here = recipe.model_dump(mode="json", exclude={"method", "seed"}), _here(recipe)
+    rows = []
+    if path is not None and not overwrite:
+        rows = _finished(path, settings, lambda rows: _difference(rows, here, contestants, points))
     for contestant in contestants:
         if any(contestant.matches(row) for row in rows):
             continue
-        found = _train(contestant, recipe, points, progress)
+        found = _train(contestant, recipe, here, points, progress)
         rows += [{**row, "recipe": settings} for row in found]
         if path is not None:
             with atomic_write(path, overwrite=True) as stream:
@@ -149,23 +158,72 @@ def run(
     return [row for row in rows if any(contestant.matches(row) for contestant in contestants)]
 
 
-def _finished(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Results that are there already; they must be of the same recipe."""
+def _finished(
+    path: Path, settings: dict[str, Any], difference: Callable[[list[dict[str, Any]]], str | None]
+) -> list[dict[str, Any]]:
+    """Results that are there already; they must be of the same recipe, and without `difference`."""
     if not path.is_file():
         return []
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         kept = [parse_recipe(row["recipe"], str(path)) for row in rows]  # what it did not name yet has its default
         same = all(recipe.model_dump(mode="json", exclude={"method", "seed"}) == settings for recipe in kept)
+        how = difference(rows) if same else "of another recipe"
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no file of results; choose another --out") from error
-    if not same:
-        raise ConfigurationError(f"{path} holds results of another recipe; choose another --out or pass --overwrite")
+    if how is not None:
+        raise ConfigurationError(f"{path} holds results {how}; choose another --out or pass --overwrite")
     return rows
 
 
+def _here(recipe: Recipe) -> dict[str, Any]:
+    """What trainings of a recipe run on: seconds compare on the same only."""
+    return {
+        "dtype": str(resolve_dtype(recipe.dtype)).removeprefix("torch."),
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _difference(
+    rows: list[dict[str, Any]], here: dict[str, Any], contestants: Sequence[Contestant], points: int
+) -> str | None:
+    """How kept results differ from those that would stand beside them, in words; None where they do not."""
+    for name, value in here.items():
+        for row in rows:
+            if row[name] != value:
+                return f"of {name} {row[name]}, and here it is {value}"
+    splits = {(contestant.method, contestant.split): contestant for contestant in contestants}
+    for row in rows:
+        found = splits.get((row["method"], row["split"]))
+        if found is not None and found.layer(row["layers"]) != row["split_layer"]:
+            return (
+                f"of split {row['split']:g} at layer {row['split_layer']} of {row['layers']}, and here that is layer "
+                f"{found.layer(row['layers'])}"
+            )
+    trainings: dict[Any, set[int]] = {}
+    for row in rows:
+        trainings.setdefault((row["method"], row["split"], row["seed"]), set()).add(row["steps"])
+    for found_at in map(sorted, trainings.values()):
+        marks = sorted(_marks(found_at[-1], points))
+        if found_at != marks:
+            steps = [", ".join(map(str, each)) for each in (found_at, marks)]
+            return f"after {steps[0]} steps, and {points} points are after {steps[1]}"
+    return None
+
+
+def _marks(steps: int, points: int) -> set[int]:
+    """The steps of a training after which it is evaluated."""
+    return {round(steps * number / points) for number in range(1, points + 1)} - {0}
+
+
 def _train(
-    contestant: Contestant, recipe: Recipe, points: int, progress: Callable[[str, int], Callable[..., None]] | None
+    contestant: Contestant,
+    recipe: Recipe,
+    here: dict[str, Any],
+    points: int,
+    progress: Callable[[str, int], Callable[..., None]] | None,
 ) -> list[dict[str, Any]]:
     transformers.set_seed(contestant.seed)
     tokenizer = load_tokenizer(recipe.base)
@@ -194,7 +252,7 @@ def _train(
         for epoch in range(stage.epochs):
             batches.set_epoch(epoch)
             sizes += [sum(len(packs[number].branches) for number in batch) for batch in batches]
-        marks = {round(len(sizes) * number / points) for number in range(1, points + 1)}
+        marks = _marks(len(sizes), points)
         title = "lora" if contestant.method == "lora" else f"iclm, split {contestant.split:g}"
         tick = None if progress is None else progress(f"{title}, seed {contestant.seed}", len(sizes))
         record = {
@@ -204,10 +262,7 @@ def _train(
             "layers": layers,
             "seed": contestant.seed,
             "learning_rate": recipe.training.learning_rate,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": device_name(model.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            **here,
         }
 
         def evaluate(step: int, seconds: list[float]) -> None:

@@ -23,6 +23,7 @@ from iclm.studies.bench.step import HALF, check
 from iclm.studies.bench.timing import Comparison, compare
 
 STEPS = 3
+RIVALS = ("lora", "peft-lora")  # making X-LoRA takes a second copy of the base, which would count
 GIB = 2**30
 
 
@@ -65,13 +66,13 @@ def measure(name: str, workload: Workload, k: int) -> int:
 def run(
     workload: Workload,
     k: Sequence[int] = (2, 6, 16),
-    against: Sequence[str] = ("lora", "peft-lora"),
+    against: Sequence[str] = RIVALS,
     *,
     rounds: int = 1,
     tick: Callable[[str, int], Callable[[int], None]] | None = None,
 ) -> list[Comparison]:
     """Measure each contestant in so many processes: `memory_half` and `memory_half_vs_peft` for each K, in GiB."""
-    numbers, rivals = check(k, against)
+    numbers, rivals = check(k, against, RIVALS)
     names: list[tuple[str, int]] = [("lora", 1), *(("iclm", count) for count in numbers)]
     if "peft-lora" in rivals:
         names.append(("peft-lora", 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,24 @@ from iclm.studies.bench.contestants import Workload, versions
 from iclm.studies.bench.timing import GOALS, Comparison, machine
 
 
-def record(rows: Sequence[Comparison], command: str, workload: Workload, rounds: int) -> dict[str, Any]:
-    """The figures of one command with everything that is needed to repeat it."""
+def record(
+    rows: Sequence[Comparison],
+    command: str,
+    workload: Workload,
+    rounds: int,
+    asked: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The figures of one command with everything that is needed to repeat it.
+
+    Args:
+        asked: what was scored in place of the workload's batches of random text.
+    """
+    load = {**asdict(workload), "dtype": str(resolve_dtype(workload.dtype)).removeprefix("torch.")}
+    if asked is not None:
+        load = {**{name: value for name, value in load.items() if name not in ("batch", "tokens")}, **asked}
     return {
         "command": command,
-        "workload": {**asdict(workload), "dtype": str(resolve_dtype(workload.dtype)).removeprefix("torch.")},
+        "workload": load,
         "rounds": rounds,
         "machine": machine(),
         "versions": versions(),

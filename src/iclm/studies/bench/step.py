@@ -13,13 +13,19 @@ from iclm.studies.bench.timing import Comparison, compare, take_turns
 HALF, FULL = 0.5, 0.0
 
 
-def check(k: Sequence[int], against: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Numbers of modules in ascending order and names of rivals, each once; raises `ConfigurationError`."""
+def check(k: Sequence[int], against: Sequence[str], rivals: Sequence[str] = RIVALS) -> tuple[list[int], list[str]]:
+    """Numbers of modules in ascending order and names of rivals, each once; raises `ConfigurationError`.
+
+    Args:
+        rivals: that can be named.
+    """
     if not k or min(k) < 1:
         raise ConfigurationError(f"k is {','.join(map(str, k)) or 'empty'}; name numbers of modules, such as 2,6,16")
     for name in against:
-        if name not in RIVALS:
-            raise ConfigurationError(f"against names {name!r}; use {', '.join(RIVALS)}")
+        if name not in rivals:
+            raise ConfigurationError(
+                f"against names {name!r}, beside which this is not measured; use {', '.join(rivals)}"
+            )
         if name != "lora" and importlib.util.find_spec("peft") is None:
             raise ConfigurationError(f"{name} needs PEFT, which is not installed; run: pip install peft")
     return sorted(set(k)), list(dict.fromkeys(["lora", *against]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from iclm.errors import BackboneError, ConfigurationError
-from iclm.model.backbone import PACKAGED, anatomy, locate_base, require_decoder
-from iclm.model.modules import target_linears
+from iclm.model.backbone import PACKAGED, anatomy, highest_split, locate_base, require_decoder
+from iclm.model.modules import targets_by_layer
+
+Kind = tuple[tuple[str, str, tuple[torch.Size, ...]], ...]  # of a layer: name, class and shapes of each module in it
 
 
 def published() -> dict[str, dict[str, Any]]:
@@ -39,8 +43,7 @@ def configuration_of(base: str) -> PreTrainedConfig:
     if base in PACKAGED or Path(base).expanduser().exists():
         config = _read(base)
     elif base.lower() in entries:
-        values = dict(entries[base.lower()]["config"])
-        config = CONFIG_MAPPING[values.pop("model_type")](**values)
+        config = of_values(entries[base.lower()]["config"])
     else:
         known = [name.rpartition("/")[2] for name in published()]
         close = difflib.get_close_matches(base.rpartition("/")[2], known, n=3, cutoff=0.5)
@@ -65,56 +68,121 @@ def _read(base: str) -> PreTrainedConfig:
         raise ConfigurationError(f"base {base!r} holds no configuration that transformers reads: {reason}") from error
 
 
+def of_values(values: Mapping[str, Any]) -> PreTrainedConfig:
+    """A configuration from its values, of which `model_type` says the kind."""
+    return CONFIG_MAPPING[values["model_type"]](**{name: each for name, each in values.items() if name != "model_type"})
+
+
 def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    """A base of a configuration on the meta device: shapes without memory."""
+    """A base of a configuration on the meta device: shapes without memory.
+
+    Raises:
+        ConfigurationError: transformers does not build it.
+    """
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        return _from_config(config)
+
+
+def _from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)
+    except Exception as error:
+        raise ConfigurationError(
+            f"transformers builds no {config.model_type} model of this configuration: {_one_line(error)}"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Numbers of parameters.
+class Outline:
+    """What a base is made of, on the meta device.
 
     Attributes:
-        layers: of the base.
-        base: of the frozen base.
-        layer: of one decoder layer, without adapters.
-        module: of one module's adapters in one layer.
+        parameters: number of those of the frozen base.
+        layers: its decoder layers.
+        highest_split: the highest layer at which it can be split.
     """
 
-    layers: int
-    base: int
-    layer: int
-    module: int
+    parameters: int
+    layers: tuple[nn.Module, ...]
+    highest_split: int
 
     @classmethod
-    def of(cls, config: PreTrainedConfig, rank: int, targets: str | list[str]) -> Sizes:
-        """Count on the meta device; layers are taken to be alike.
+    def of(cls, config: PreTrainedConfig) -> Outline:
+        """The outline of a configuration.
 
         Raises:
             BackboneError: no decoder layers are found.
-            ConfigurationError: `targets` match nothing.
+            ConfigurationError: transformers does not build it.
         """
         base = on_meta(config)
-        parts = anatomy(base)
-        layer = base.get_submodule(parts.layers_path)[-1]
-        names = target_linears(layer, targets)
-        shapes = [layer.get_submodule(name).weight.shape for name in names]
-        return cls(
-            parts.num_layers,
-            sum(p.numel() for p in base.parameters()),
-            sum(p.numel() for p in layer.parameters()),
-            sum(rank * (out + into) for out, into in shapes),
-        )
+        return cls(sum(p.numel() for p in base.parameters()), _layers(base), highest_split(base))
+
+    @property
+    def default_split(self) -> int:
+        """Where an ICLM splits the base if nothing is said, as `ICLMForCausalLM` does."""
+        return min(len(self.layers) // 4, self.highest_split)
+
+    def module(self, rank: int, targets: str | list[str], split: int) -> int:
+        """Number of parameters of one module's adapters, of this rank in the layers from the split on.
+
+        Raises:
+            ConfigurationError: `targets` match nothing there.
+        """
+        layers = self.layers[split:]
+        found = 0
+        for layer, names in zip(layers, targets_by_layer(layers, targets), strict=True):
+            for name in names:
+                out, into = layer.get_parameter(f"{name}.weight").shape
+                found += rank * (out + into)
+        return found
+
+
+def kinds_of(config: PreTrainedConfig) -> list[Kind]:
+    """The kind of each layer of a base: what modules it has, and the shapes of their parameters.
+
+    Raises:
+        BackboneError: no decoder layers are found.
+        ConfigurationError: transformers does not build it.
+    """
+    return [kind_of(layer) for layer in _layers(on_meta(config))]
+
+
+def kind_of(layer: nn.Module) -> Kind:
+    """The kind of a layer; see `kinds_of`."""
+    return tuple(
+        (name, type(module).__name__, tuple(p.shape for p in module.parameters(recurse=False)))
+        for name, module in layer.named_modules()
+    )
+
+
+def _layers(base: PreTrainedModel) -> tuple[nn.Module, ...]:
+    found = base.get_submodule(anatomy(base).layers_path)
+    assert isinstance(found, nn.ModuleList)
+    return tuple(found)
 
 
 def shallow(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """The same configuration with so many layers."""
+    """The same configuration with so many layers.
+
+    Raises:
+        ConfigurationError: it cannot be cut so.
+    """
     found = copy.deepcopy(config)
-    found.num_hidden_layers = layers
-    kinds = getattr(found, "layer_types", None)
-    if kinds:
-        found.layer_types = [kinds[number % len(kinds)] for number in range(layers)]
+    text = found.get_text_config(decoder=True)
+    try:
+        text.num_hidden_layers = layers
+        kinds = getattr(text, "layer_types", None)
+        if kinds and len(kinds) != layers:  # some follow the number of layers
+            text.layer_types = [kinds[number % len(kinds)] for number in range(layers)]
+        of_values(found.to_dict())  # checks them together, as the process will that memory is measured in
+    except Exception as error:
+        raise ConfigurationError(
+            f"a {config.model_type} configuration cannot be cut to {layers} of its layers: {_one_line(error)}"
+        ) from error
     return found
 
 
@@ -148,6 +216,6 @@ def _empty(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        model = _from_config(config, dtype=dtype)
     model.tie_weights()
     return model.eval()

@@ -8,8 +8,9 @@ that no coefficient is guessed. Memory is what live tensors hold, counted as the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from statistics import median
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
@@ -20,14 +21,30 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from iclm.errors import ICLMError
 from iclm.model.backbone import freeze
 from iclm.studies.bench.contestants import Contestant, Workload, ours
 from iclm.studies.bench.timing import now
-from iclm.studies.plan.bases import build, first_layers, shallow
+from iclm.studies.plan.bases import Outline, build, first_layers, kind_of, kinds_of, shallow
 
 WARM_UP = 2  # rounds
 FEW, MORE = 1, 3  # layers of a kind in the models that are measured
 BUDGET = 6.0  # seconds that a measured step may take; a smaller batch is measured where it would take longer
+
+
+def obstacle(config: PreTrainedConfig, outline: Outline) -> str | None:
+    """Why models of a few layers would not tell what a base of all its layers costs; None where they do."""
+    kinds = [kind_of(layer) for layer in outline.layers]
+    other = next((number for number, kind in enumerate(kinds) if kind != kinds[0]), None)
+    if other is not None:
+        return f"layers of this base differ (layer {other} from layer 0), so that models of a few layers would not tell what all cost"
+    try:
+        for layers in range(FEW, FEW + MORE + 1):
+            if kinds_of(shallow(config, layers)) != kinds[:1] * layers:
+                return f"this base cannot be cut to {layers} of its layers"
+    except ICLMError as error:
+        return str(error)
+    return None
 
 
 class LiveMemory(TorchDispatchMode):
@@ -63,6 +80,37 @@ class LiveMemory(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 self._add(leaf)
         return out
+
+
+Shape = Sequence[int]
+
+
+def _forward(q: Shape, k: Shape, v: Shape, *rest: Any, **options: Any) -> int:
+    """Q Kᵀ and P V, of queries, keys and values [rows, heads, tokens, D]; several heads of queries may share one of keys."""
+    return 2 * prod(q[:3]) * k[2] * (q[3] + v[3])
+
+
+def _backward(q: Shape, k: Shape, v: Shape) -> int:
+    """Q Kᵀ anew, the gradients of P and V, and those of Q and K."""
+    return 2 * prod(q[:3]) * k[2] * (3 * q[3] + 2 * v[3])
+
+
+def _grouped(a: Shape, b: Shape, *rest: Any, **options: Any) -> int:
+    """Products of some rows each with a matrix of its own (experts); where both are [_, _], of some columns and rows each."""
+    return 2 * (prod(a[1:]) if (len(a), len(b)) == (3, 2) else prod(a)) * b[-1]
+
+
+def operations() -> FlopCounterMode:
+    """Counts matrix products and attention, also those that PyTorch's counter does not know; a causal mask spares none."""
+    aten = torch.ops.aten
+    known = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: _backward(q, k, v),
+        torch.ops.iclm.attention_gradients: lambda q, k, v, *_, **__: _backward(q, k, v),
+    }
+    if hasattr(aten, "_grouped_mm"):
+        known[aten._grouped_mm] = _grouped
+    return FlopCounterMode(display=False, custom_mapping=known)
 
 
 @dataclass(frozen=True)
@@ -192,7 +240,7 @@ def _cost(contestant: Contestant, seconds: float | None) -> Cost:
     # one after the other: together they keep what a recomputed layer made until the garbage collector comes round
     with LiveMemory(tensors) as memory:
         contestant.step()
-    with FlopCounterMode(display=False) as flops:
+    with operations() as flops:
         contestant.step()
     return Cost(seconds, float(memory.peak), float(flops.get_total_flops()))
 

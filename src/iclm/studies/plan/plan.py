@@ -4,6 +4,7 @@
     memory       the most that tensors hold in a step, from models of a few layers; on a CPU also that of the process
     time         from the same models' steps, on this machine
 
+Where layers differ, as those of hybrid bases and of experts after dense layers do, parameters alone are planned.
 Where a step of such a model takes too long, a smaller batch is measured; what depends on the batch is then drawn as a line
 through two batches, and the time taken to be proportional.
 """
@@ -20,8 +21,8 @@ from transformers import PreTrainedConfig
 from iclm.errors import ConfigurationError
 from iclm.model.backbone import resolve_dtype
 from iclm.studies.bench.contestants import Workload
-from iclm.studies.plan.bases import Sizes, configuration_of
-from iclm.studies.plan.measure import Cost, Line, Trained, affordable, line, points_of, through
+from iclm.studies.plan.bases import Outline, configuration_of
+from iclm.studies.plan.measure import Cost, Line, Trained, affordable, line, obstacle, points_of, through
 from iclm.studies.plan.process import process_peak
 
 ROUNDS = 5
@@ -51,7 +52,7 @@ def plan(
         k, active: domain modules, and how many of them an example activates.
         batch, tokens: examples in a batch, and tokens of each; the last two are labels.
         rank, targets: of the adapters.
-        split_layer: layers below it carry none; None means a quarter of the layers.
+        split_layer: layers below it carry none; None means a quarter of the layers, as in an ICLM.
         dtype: of the frozen base.
         checkpointing: adapted layers are computed anew in the backward pass.
         examples: to train on; gives the time of the whole training.
@@ -61,16 +62,17 @@ def plan(
 
     Returns:
         A JSON object: `base` and its settings; `parameters`; `iclm` and `lora`, each with `memory` (bytes), `seconds` of a step
-        and what follows from them; and `measured`, the batch and layers of the models that were measured.
+        and what follows from them, and `measured`, the batch and layers of the models that were measured; `not_planned`, why
+        both of these are None where memory and time cannot be planned.
 
     Raises:
         ConfigurationError: a setting out of its range.
         BackboneError: no decoder-only causal language model.
     """
     config = configuration_of(base)
-    sizes = Sizes.of(config, rank, targets)
-    split = sizes.layers // 4 if split_layer is None else split_layer
-    _check(config, sizes, split, k, active, batch, tokens, rank)
+    outline = Outline.of(config)
+    split = outline.default_split if split_layer is None else split_layer
+    _check(config, outline, split, k, active, batch, tokens, rank)
     workload = Workload(batch=batch, tokens=tokens, rank=rank, targets=targets)
     torch_dtype = resolve_dtype(dtype)
     contenders = {
@@ -78,21 +80,24 @@ def plan(
         "lora": (Trained({"method": "lora"}, checkpointing), 0),
     }
     result: dict[str, Any] = {
-        "base": {"name": base, "layers": sizes.layers, "dtype": str(torch_dtype).removeprefix("torch.")},
+        "base": {"name": base, "layers": len(outline.layers), "dtype": str(torch_dtype).removeprefix("torch.")},
         "settings": {
             **{"k": k, "active_domains": active, "batch": batch, "tokens": tokens, "rank": rank, "targets": targets},
             **{"split_layer": split, "gradient_checkpointing": checkpointing, "examples": examples},
         },
-        "parameters": _parameters(sizes, split, k),
+        "parameters": _parameters(outline, rank, targets, split, k),
+        "not_planned": obstacle(config, outline),
     }
+    if result["not_planned"] is not None:
+        return {**result, **dict.fromkeys(contenders)}
     for name, (trained, below) in contenders.items():
-        result[name] = _predict(config, torch_dtype, workload, trained, below, sizes.layers, rounds, tick, name)
+        result[name] = _predict(config, torch_dtype, workload, trained, below, len(outline.layers), rounds, tick, name)
         _conclude(result[name], batch, examples, tflops)
     return result
 
 
 def _check(
-    config: PreTrainedConfig, sizes: Sizes, split: int, k: int, active: int, batch: int, tokens: int, rank: int
+    config: PreTrainedConfig, outline: Outline, split: int, k: int, active: int, batch: int, tokens: int, rank: int
 ) -> None:
     least = {"k": k, "active": active, "batch": batch, "rank": rank, "tokens": tokens - 2}
     for name, value in least.items():
@@ -102,21 +107,26 @@ def _check(
             )
     if active > k:
         raise ConfigurationError(f"active is {active}; it must lie between 1 and k = {k}")
-    if not 0 <= split < sizes.layers:
-        raise ConfigurationError(f"split is {split}; this base has {sizes.layers} layers, use 0 to {sizes.layers - 1}")
+    layers, highest = len(outline.layers), outline.highest_split
+    if not 0 <= split < layers:
+        raise ConfigurationError(f"split is {split}; this base has {layers} layers, use 0 to {highest}")
+    if split > highest:
+        raise ConfigurationError(
+            f"split is {split}; upper layers of this base read keys and values of layer {highest}, so use {highest} or less"
+        )
     context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if context is not None and tokens > context:
         raise ConfigurationError(f"tokens is {tokens}; the context of this base is {context}")
 
 
-def _parameters(sizes: Sizes, split: int, k: int) -> dict[str, int]:
-    module = sizes.module * (sizes.layers - split)
+def _parameters(outline: Outline, rank: int, targets: str, split: int, k: int) -> dict[str, int]:
+    module = outline.module(rank, targets, split)
     return {
-        "base": sizes.base,
+        "base": outline.parameters,
         "module": module,
         "modules": module * (1 + k),
-        "lora": sizes.module * sizes.layers,
-        "copies": sizes.base * (k + 2),
+        "lora": outline.module(rank, targets, 0),
+        "copies": outline.parameters * (k + 2),
     }
 
 

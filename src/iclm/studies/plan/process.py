@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from iclm.errors import ConfigurationError
 from iclm.model.backbone import freeze
 from iclm.studies.bench.contestants import Workload
 from iclm.studies.bench.memory import STEPS, peak_bytes
-from iclm.studies.plan.bases import build, shallow
+from iclm.studies.plan.bases import build, of_values, shallow
 from iclm.studies.plan.measure import Trained, make
 
 
@@ -49,9 +49,7 @@ def process_peak(
 
 
 def _main(task: dict[str, Any]) -> None:
-    values = dict(task["config"])
-    config = CONFIG_MAPPING[values.pop("model_type")](**values)
-    base = freeze(build(config, getattr(torch, task["dtype"])))
+    base = freeze(build(of_values(task["config"]), getattr(torch, task["dtype"])))
     contestant = make(base, Workload(**task["workload"]), Trained(**task["trained"]), task["trunk"])
     for _ in range(STEPS):
         contestant.step()
