@@ -266,7 +266,7 @@ def make_collected():
                     "trial": None,
                     "shots": 0,
                     "device": "cpu",
-                    "processor": "x86_64",
+                    "processor": "AMD EPYC 9V74",
                     "threads": 2,
                     "dtype": "float32",
                     "train_seconds": 10.0 + number + seed / 10,

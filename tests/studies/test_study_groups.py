@@ -200,14 +200,18 @@ def test_costs_are_means_and_ratios_to_the_reference_on_the_same_machine(collect
     cost = {entry["method"]: entry for entry in summary["cost"]}
     assert cost["iclm"]["values"] == [12.0, 12.1, 12.2] and cost["iclm"]["mean"] == pytest.approx(12.1)
     assert cost["iclm"]["ratio"] == pytest.approx(36.3 / 33.3, abs=1e-6) and cost["lora"]["ratio"] == 1.0
-    changed = Collected(
-        [
-            dataclasses.replace(job, line={**job.line, "threads": 8}) if job.line["method"] == "iclm" else job
+
+    def changed(method, **fields):
+        jobs = [
+            dataclasses.replace(job, line={**job.line, **fields}) if job.line["method"] == method else job
             for job in collected.jobs
         ]
-    )
-    cost = {entry["method"]: entry for entry in summarise(changed, resamples=FAST)["cost"]}
+        return {entry["method"]: entry for entry in summarise(Collected(jobs), resamples=FAST)["cost"]}
+
+    cost = changed("iclm", threads=8)
     assert cost["iclm"]["ratio"] is None and cost["iclm-no-mi"]["ratio"] is not None
+    cost = changed("lora", processor="x86_64")  # of which many machines are
+    assert cost["iclm"]["ratio"] is None and cost["iclm-no-mi"]["ratio"] is None
 
 
 def test_another_reference_can_be_asked_for(collected):

@@ -33,7 +33,7 @@ VALUES = {
 }
 DONE = {
     "device": "cpu",
-    "processor": "x86_64",
+    "processor": "AMD EPYC 9V74",
     "threads": 2,
     "dtype": "float32",
     "train_seconds": 1.0,

@@ -115,14 +115,14 @@ def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     return {
         "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
     }
 
 
-def _processor() -> str:
-    """Name of the processor."""
+def processor_name() -> str:
+    """Name of this machine's processor; of its architecture where that is all that is known."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
             for line in stream:

@@ -42,6 +42,7 @@ from iclm.evaluation.scoring import Scores, rescored, score, score_plain
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import read_json
 from iclm.recipe import DataSource, Recipe, parse_recipe
+from iclm.studies.bench.timing import processor_name
 from iclm.studies.study import xlora
 from iclm.studies.study.recipe import XLora
 from iclm.studies.study.rows import Outcome, about, answers_of, kinds_of
@@ -93,7 +94,7 @@ def run_job(folder: Path) -> dict[str, Any]:
             "train_seconds": outcome.seconds,
             "total_seconds": round(outcome.earlier + time.perf_counter() - started, 1),
             "device": outcome.device,
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor_name(),
             "threads": torch.get_num_threads(),
             "dtype": outcome.dtype,
             "versions": {

@@ -10,6 +10,7 @@ from iclm.studies.study.rows import ROUTED, routed_module
 from iclm.studies.study.statistics import mean_over_seeds
 
 DIGITS = 6
+ARCHITECTURES = ("x86_64", "amd64", "AMD64", "aarch64", "arm64")  # of processors of which jobs noted no more
 
 
 def rounded(value: float | None) -> float | None:
@@ -32,19 +33,21 @@ def costs(jobs: Sequence[FinishedJob], reference: str | None) -> Iterator[dict[s
     """Seconds of training, trained parameters and seen examples of each method, and the seconds beside the reference's.
 
     The ratio is that of the means over the seeds that both trained on the same device with as many threads; None where there
-    is none, or where either does not train.
+    is none, or where either does not train. Of a CPU of which only the architecture is known it is not known to be the same.
     """
     by_method: dict[str, dict[int | None, FinishedJob]] = {}
     for job in jobs:
         by_method.setdefault(job.line["method"], {})[job.line["seed"]] = job
 
     def machine(job: FinishedJob) -> tuple[Any, ...]:
+        if job.line["device"] == "cpu" and job.line["processor"] in ARCHITECTURES:
+            return ()
         return tuple(job.line[key] for key in ("device", "processor", "threads", "dtype"))
 
     known = by_method.get(reference or "", {})
     for method, found in by_method.items():
         seconds = [job.line["train_seconds"] for job in found.values()]
-        same = [seed for seed, job in found.items() if seed in known and machine(job) == machine(known[seed])]
+        same = [seed for seed, job in found.items() if seed in known and machine(job) == machine(known[seed]) != ()]
         ours, theirs = (sum(side[seed].line["train_seconds"] for seed in same) for side in (found, known))
         rows = [job.rows[0] for job in found.values()]
         yield {
