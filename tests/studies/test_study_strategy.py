@@ -3,7 +3,7 @@
 import pytest
 
 from iclm.data import Example, Message, acre
-from iclm.data.audit.strategies import BY_NAME, STRATEGIES, ContainmentRule, ShallowRule, needs_exclusion
+from iclm.data.audit.strategies import BY_NAME, STRATEGIES, ContainmentRule, CountingRule, ShallowRule, needs_exclusion
 from iclm.data.loading import read_source
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource, parse_recipe
@@ -56,6 +56,26 @@ def test_the_containment_rule_misses_what_needs_exclusion_and_nothing_else(regim
     assert from_bits(marks["indirect by exclusion"], len(found)).tolist() == excludes
 
 
+@pytest.mark.parametrize("form", ["symbolic", "text"])
+@pytest.mark.parametrize("regime", ["IID", "Comp", "Sys"])
+def test_the_counting_rule_tells_exclusion_from_what_is_not_settled_without_excluding(regime, form):
+    problems = list(acre.generate(regime, "test", 300, 3))
+    found = [e for p in problems for e in acre.examples(p, form)]
+    rules = [BY_NAME[name]() for name in ("containment rule", "counting rule")]
+    contains, counts = ([said[0] for said in rule.predict(found)] for rule in rules)
+    queries = [(p, query) for p in problems for query in p.queries]
+    for (problem, query), example, one, two in zip(queries, found, contains, counts, strict=True):
+        dark = {item for trial in problem.trials if not trial.is_on for item in trial.objects}
+        lit = [
+            sum(item in trial.objects for trial in problem.trials if trial.is_on) for item in set(query.objects) - dark
+        ]
+        assert two == (example.choices[acre.ON] if max(lit, default=0) > 1 else one)
+    hard, easy = needs_exclusion(found), [e.kind == "potential" for e in found]
+    on = [said == e.choices[acre.ON] for said, e in zip(counts, found, strict=True)]
+    shares = [sum(o for o, c in zip(on, chosen, strict=True) if c) / sum(chosen) for chosen in (hard, easy)]
+    assert shares[0] > shares[1] + 0.05
+
+
 def test_what_is_no_question_of_acre_needs_no_exclusion():
     found = read_source(DataSource.model_validate({"raven": "left_right", "problems": 2, "format": "text"}))
     assert not any(needs_exclusion(found))
@@ -71,6 +91,7 @@ def test_choices_that_were_taken_are_written_in_a_digit_each():
 def test_the_rules_are_no_strategies_of_the_audit_but_can_be_named():
     assert ShallowRule not in STRATEGIES and BY_NAME["shallow rule"] is ShallowRule
     assert ContainmentRule not in STRATEGIES and BY_NAME["containment rule"] is ContainmentRule
+    assert CountingRule not in STRATEGIES and BY_NAME["counting rule"] is CountingRule
 
 
 def test_the_shortest_choices_are_equally_likely():

@@ -5,7 +5,7 @@ from iclm.data.audit.strategies.choices import ChoicesAlike, ChoicesLearned, Cho
 from iclm.data.audit.strategies.constant import Majority, Position
 from iclm.data.audit.strategies.items import FirstItem, LastItem, LastToken, OneItem
 from iclm.data.audit.strategies.ngrams import PromptNgrams, QueryOnly
-from iclm.data.audit.strategies.shallow import ContainmentRule, ShallowRule, needs_exclusion
+from iclm.data.audit.strategies.shallow import ContainmentRule, CountingRule, ShallowRule, needs_exclusion
 
 STRATEGIES: tuple[type[Strategy], ...] = (
     Majority,
@@ -21,7 +21,7 @@ STRATEGIES: tuple[type[Strategy], ...] = (
 )
 """All strategies, in the order that they are reported in; a control stands before what it controls."""
 
-_BESIDE: tuple[type[Strategy], ...] = (*STRATEGIES, ShallowRule, ContainmentRule, ChoicesShortest)
+_BESIDE: tuple[type[Strategy], ...] = (*STRATEGIES, ShallowRule, ContainmentRule, CountingRule, ChoicesShortest)
 BY_NAME: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in _BESIDE}
 """What a study can set beside its methods: those of the audit, and rules that show what a data set asks for."""
 
@@ -32,6 +32,7 @@ __all__ = [
     "ChoicesLearned",
     "ChoicesShortest",
     "ContainmentRule",
+    "CountingRule",
     "FirstItem",
     "LastItem",
     "LastToken",
