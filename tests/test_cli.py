@@ -245,6 +245,18 @@ def test_a_command_line_that_cannot_be_read_is_exit_code_2(iclm, arguments):
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
+def test_questions_that_come_again_are_said_to(iclm, tmp_path):
+    made = iclm("data", "corr2cause", "--variables", 2, "--problems", 100, "--out", tmp_path / "a.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    different = len({json.dumps(row["input"]) for row in rows})
+    assert (
+        made.out == f"100 problems, of which {different} differ, written to {tmp_path / 'a.jsonl'}\n"
+        and different < 100
+    )
+    once = iclm("data", "corr2cause", "--variables", 3, "--problems", 20, "--out", tmp_path / "b.jsonl")
+    assert once.out == f"20 problems written to {tmp_path / 'b.jsonl'}\n"
+
+
 def test_training_prints_its_result_alone_on_stdout(iclm, workplace):
     found = iclm("train", "recipe.yaml", "--out", "other")
     assert found.code == 0

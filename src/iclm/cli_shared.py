@@ -92,7 +92,9 @@ def report_written(summary: dict[str, Any], out: Path, as_json: bool) -> None:
         print_json(summary)
     else:
         counts = [f"{summary[name]} {name}" for name in ("problems", "examples", "queries") if name in summary]
-        print(f"{', '.join(counts)} written to {out}")
+        again = summary.get("problems", 0) > summary.get("different", summary.get("problems", 0))
+        differ = f", of which {summary['different']} differ," if again else ""
+        print(f"{', '.join(counts)}{differ} written to {out}")
 
 
 @contextmanager
