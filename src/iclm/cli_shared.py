@@ -92,8 +92,8 @@ def report_written(summary: dict[str, Any], out: Path, as_json: bool) -> None:
         print_json(summary)
     else:
         counts = [f"{summary[name]} {name}" for name in ("problems", "examples", "queries") if name in summary]
-        again = summary.get("problems", 0) > summary.get("different", summary.get("problems", 0))
-        differ = f", of which {summary['different']} differ," if again else ""
+        different = summary.get("different")
+        differ = "" if different in (None, summary.get("problems")) else f", of which {different} differ,"
         print(f"{', '.join(counts)}{differ} written to {out}")
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from iclm.data.audit.folds import problem_keys
 from iclm.data.example import Example
 from iclm.errors import DataError
 
@@ -229,6 +230,11 @@ def by_group(encoded: Iterable[EncodedExample]) -> Iterator[list[EncodedExample]
         group.append(item)
     if group:
         yield group
+
+
+def problems_of(encoded: Sequence[EncodedExample]) -> list[bytes]:
+    """A key of the problem of each example (`problem_keys`)."""
+    return problem_keys([item.example for item in encoded])
 
 
 def training_packs(

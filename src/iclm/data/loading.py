@@ -300,5 +300,5 @@ def training_data(
         raise DataError("the training sources hold no example")
     domains = domain_numbers(found)
     encoded = encode(found, tokenizer, domains=domains, max_tokens=max_tokens)
-    limits = {"batch_size": batch_size, "batch_tokens": batch_tokens}
-    return training_packs(encoded, tokenizer.eos_token_id, pack=pack, **limits), domains, encoded
+    packs = training_packs(encoded, tokenizer.eos_token_id, pack=pack, batch_size=batch_size, batch_tokens=batch_tokens)
+    return packs, domains, encoded

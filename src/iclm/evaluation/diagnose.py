@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iclm.data.audit.folds import problem_keys
+from iclm.data.collation import problems_of
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.comparison import difference_interval, mcnemar
 from iclm.evaluation.evaluate_run import domain_name
@@ -85,7 +85,7 @@ def independence_section(run: Run, side: Side) -> Section:
         missing = "domain modules" if run.model.config.num_domains == 0 else "invariant module"
         return not_measured(f"not applicable: the model has no {missing}")
     numbers = run.numbers_with(side.domains.tolist())
-    groups = problem_keys([item.example for item in side.examples])
+    groups = problems_of(side.examples)
     report = independence_report(
         side.scores.states["invariant"],
         side.scores.states["domain"],

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from iclm.data.audit.folds import problem_keys
-from iclm.data.collation import EncodedExample, answer_blanks
+from iclm.data.collation import EncodedExample, answer_blanks, problems_of
 from iclm.errors import ConfigurationError
 from iclm.evaluation.independence import mutual_information_report
 from iclm.evaluation.independence.report import COMPONENTS, ENOUGH
@@ -74,7 +73,7 @@ def accuracies(
 ) -> ModuleResult:
     """Sum up which examples a module answered right."""
     kinds = sorted({item.example.kind for item in examples if item.example.kind is not None})
-    groups = problem_keys([item.example for item in examples])
+    groups = problems_of(examples)
     by_kind = {}
     for kind in kinds:
         chosen = [number for number, item in enumerate(examples) if item.example.kind == kind]

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from iclm.data.acre import FORMATS, OBJECTS
-from iclm.data.audit.folds import problem_keys
-from iclm.data.collation import EncodedExample, encode, prompt_text, tokenise
+from iclm.data.collation import EncodedExample, encode, problems_of, prompt_text, tokenise
 from iclm.data.example import Example, Message
 from iclm.data.loading import problem_kind, read_source, rendering, source_name
 from iclm.errors import ConfigurationError, DataError
@@ -188,7 +187,7 @@ def evaluate_run(
             np.concatenate([found["invariant"] for found in states]),
             np.concatenate([found["domain"] for found in states]),
             [numbers[domain_name(item)] for item in together],
-            groups=problem_keys([item.example for item in together]),
+            groups=problems_of(together),
         )
     return report
 

@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iclm.data.audit.folds import problem_keys
-from iclm.data.collation import EncodedExample
+from iclm.data.collation import EncodedExample, problems_of
 from iclm.errors import ConfigurationError, DataError
 from iclm.evaluation.comparison import paired_difference
 from iclm.evaluation.metrics import Accuracy
@@ -277,7 +276,7 @@ def module_effects(
     if before is None:
         before = _score(model, examples, names, pad, progress)
     modules = tuple(name for name in names if name != "mixture")
-    groups = problem_keys([item.example for item in examples])
+    groups = problems_of(examples)
     effects = []
     for kind in dict.fromkeys(kinds):
         for number, module in zip(model.config.modules, modules, strict=True):
@@ -365,7 +364,7 @@ def _right(scores: Scores, module: str, examples: Sequence[EncodedExample]) -> n
 def _swap(scores: Scores, examples: Sequence[EncodedExample], num_domains: int) -> SwapMatrix:
     mixture = _right(scores, "mixture", examples)
     columns = np.stack([_right(scores, f"route_{j}", examples) for j in range(num_domains)])
-    groups = problem_keys([item.example for item in examples])
+    groups = problems_of(examples)
 
     def row(source: str, chosen: np.ndarray) -> SwapRow:
         of = [groups[number] for number in np.flatnonzero(chosen)]

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 
 from iclm.data.acre.regimes import infer_regime
-from iclm.data.audit.folds import problem_keys
-from iclm.data.collation import EncodedExample
+from iclm.data.collation import EncodedExample, problems_of
 from iclm.data.loading import distribution, source_name
 from iclm.errors import ConfigurationError
 from iclm.evaluation.evaluate_run import domain_name, read_for
@@ -149,7 +148,7 @@ class Side:
     def accuracy(self, module: str) -> dict[str, Any]:
         """Accuracy over all examples and by domain."""
         right, domains = self.correct[module], self.domains
-        groups = np.array(problem_keys([item.example for item in self.examples]), dtype=object)
+        groups = np.array(problems_of(self.examples), dtype=object)
 
         def of(chosen: np.ndarray) -> dict[str, Any]:
             return Accuracy.of(right[chosen].tolist(), groups[chosen].tolist()).to_dict()

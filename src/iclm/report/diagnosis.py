@@ -256,17 +256,16 @@ def _loss(rows: list[dict[str, Any]], what: str) -> Verdict:
     rows = [row for row in rows if row["domain"] is not None and row["module"] in ("mixture", "invariant")]
     if not rows:
         return _missing("forgetting", f"accuracy lost since {what}", "the runs have no module in common")
-    sure = [
-        row
-        for row in rows
-        if row["before"] - row["now"] > LIMITS.dropped and row["p_value"] * len(rows) < LIMITS.significant
-    ]
-    worst = max(sure or rows, key=lambda row: row["before"] - row["now"])
+
+    def clear(row: dict[str, Any]) -> bool:
+        return row["before"] - row["now"] > LIMITS.dropped and row["p_value"] * len(rows) < LIMITS.significant
+
+    worst = max(rows, key=lambda row: (clear(row), row["before"] - row["now"]))
     value, p_value = worst["before"] - worst["now"], min(1.0, worst["p_value"] * len(rows))
     head = ("forgetting", f"accuracy lost since {what}, at most", value, 0.0)
     changed = f"{worst['lost']} answers lost, {worst['gained']} gained"
     where = f"{worst['module']} on {worst['domain']} ({worst['data']}): {changed}"
-    if value > LIMITS.dropped and p_value < LIMITS.significant:
+    if clear(worst):
         words = f"{where}; a lower learning rate, or training in two stages, keeps more"
         return Verdict(*head, FAILED, words)
     if value > LIMITS.dropped:

@@ -136,15 +136,14 @@ def _add(
                 f"{folder}: {line['name']} was done with other settings than {other['name']} of the other results; "
                 "report them apart, or give the method another name"
             )
-    places = [(other["sequence"], other["order"]) for other in found.sequences]
-    if (line["sequence"], line["order"]) in places:
-        other = found.sequences[places.index((line["sequence"], line["order"]))]
-        differs = _difference(other, line)
-        if differs is not None:
-            raise ConfigurationError(
-                f"{folder}: {line['name']} and {other['name']} of sequence {line['sequence']} differ in {differs}, so that no "
-                "figures of theirs can be compared; report them apart"
-            )
+    beside = (one for one in found.sequences if (one["sequence"], one["order"]) == (line["sequence"], line["order"]))
+    first = next(beside, None)  # as which all the others are
+    differs = None if first is None else _difference(first, line)
+    if first is not None and differs is not None:
+        raise ConfigurationError(
+            f"{folder}: {line['name']} and {first['name']} of sequence {line['sequence']} differ in {differs}, so that no "
+            "figures of theirs can be compared; report them apart"
+        )
     found.sequences.append(line)
     found.rows += rows
 
