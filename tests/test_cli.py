@@ -487,6 +487,16 @@ def test_overwrite_with_a_recipe_that_cannot_begin_keeps_the_old_run(iclm, workp
     assert tree(workplace) == before
 
 
+def test_a_resume_without_a_checkpoint_says_that_it_starts_over(iclm, workplace):
+    options = ("--out", "other", "--resume")
+    assert "exclude each other" in iclm("train", "recipe.yaml", *options, "--overwrite").refused()
+    found = iclm("train", "recipe.yaml", "method=lora", *options)
+    said = [line for line in found.err.splitlines() if line.startswith("no checkpoint")]
+    assert found.code == 0 and said == [
+        "no checkpoint in other: starts at step 0; set training.save_steps to have some"
+    ]
+
+
 def test_overwrite_replaces_a_run(iclm, workplace):
     assert iclm("train", "recipe.yaml", "method=lora", "--out", "run", "--overwrite").code == 0
     assert json.loads((workplace / "run" / "run.json").read_text())["method"] == "lora"

@@ -314,11 +314,16 @@ def test_the_modules_that_are_left_keep_weights_codes_and_domains(done, workplac
     run = load_run("less")
     assert run.domains == {"text": 0, "primes": 1} and run.model.config.names == ["text", "primes"]
     assert not Path("less/log.jsonl").exists() and Path("less/recipe.yaml").is_file()
+    log = Path("run/log.jsonl").read_text()
+    assert Path("less/log_before_removal.jsonl").read_text() == log
     assert [change["change"] for change in run.record["changes"]] == ["import", "remove"]
     pairs = _module_pairs(run.model, load_run("run").model)
     assert pairs[2:] == [("domain_0", "domain_1"), ("domain_1", "domain_2")], "compared by what they are called"
     answer = done("generate", "less", "--prompt", "Is 7 a prime number? ", "--max-new-tokens", 2)
     assert answer["domain_modules"] == ["domain_1"]
+    done("modules", "run", "remove", "symbolic", "--with-code", "--overwrite")
+    done("modules", "run", "remove", "text", "--with-code", "--overwrite")
+    assert Path("run/log_before_removal.jsonl").read_text() == log, "also after a second removal"
 
 
 def test_domains_without_a_module_of_their_number_are_told_apart(done, workplace):

@@ -14,8 +14,8 @@ RESULTS = ROOT / "results" / "study"
 def texts_of(results):
     """The tables by name that a folder of results gives; none where there are no results."""
     from iclm.report.study_tables import texts
-    from iclm.studies.study.groups import summarise
     from iclm.studies.study.results import collect
+    from iclm.studies.study.summary import summarise
 
     return texts(summarise(collect([results]))) if results.is_dir() else {}
 
@@ -50,7 +50,7 @@ def test_every_study_block_is_what_the_committed_results_give():
 def made(collected, tmp_path_factory):
     """A folder of results, and a document with a block of it."""
     from iclm.report.study import write_blocks, write_report
-    from iclm.studies.study.groups import summarise
+    from iclm.studies.study.summary import summarise
 
     folder = tmp_path_factory.mktemp("made")
     summary = summarise(collected)

@@ -119,7 +119,7 @@ def train(
     from iclm.training.run import train as train_run
 
     loaded = load_recipe(recipe, overrides or ())
-    _, record = train_run(loaded, out, overwrite=overwrite, resume=resume)
+    _, record = train_run(loaded, out, overwrite=overwrite, resume=resume, say=note)
     if not is_first():
         return
     if record["diverged"]:

@@ -86,6 +86,8 @@ def remove(
 ) -> None:
     """Remove a domain module; those after it move down by one, and are not changed.
 
+    The training log, whose figures by module have the old numbers, is kept as log_before_removal.jsonl; a diagnosis is not kept.
+
     Example: iclm modules runs/acre remove domain_1 --with-code --out runs/smaller
     """
     quiet_libraries()

@@ -128,6 +128,8 @@ def report_jobs(state: Any, what: str, as_json: bool) -> None:
     else:
         for name in left:
             print(f"left: {name}")
+        for name in sorted(state.busy):
+            print(f"done by another process: {name}")
         for name, why in state.failed.items():
             print(f"failed: {name}: {why}")
         print(f"{len(state.done)} of {len(state.jobs)} {what} are done")

@@ -129,8 +129,8 @@ def report(
     quiet_libraries()
     from iclm.report.study import check_blocks, check_out, write_blocks, write_report
     from iclm.report.study_tables import grids, not_run_line
-    from iclm.studies.study.groups import summarise
     from iclm.studies.study.results import collect
+    from iclm.studies.study.summary import summarise
 
     found = collect(studies)
     if out is not None:

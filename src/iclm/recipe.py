@@ -38,7 +38,8 @@ def _kinds(annotation: Any) -> set[Any]:
 
 
 class Section(BaseModel):
-    """Base of all sections: no unknown keys, no silent conversions, docstrings as descriptions."""
+    """Base of all sections: no unknown keys, docstrings as descriptions. What YAML writes otherwise is converted where nothing is lost:
+    seed: "5" is 5, pack: "off" is false, epochs: 2.0 is 2; a number is never made of true or false."""
 
     model_config = ConfigDict(
         extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
@@ -92,8 +93,8 @@ class ModelSection(Section):
     """Temperature of the gates (gumbel, soft, topk)."""
     codebook_decay: float = 0.99
     """Decay of the codes' moving average."""
-    dead_code_threshold: float = 0.1
-    """Average number of examples a batch below which a code is replaced."""
+    dead_code_threshold: float = 0.0
+    """Average number of examples a batch below which a code is replaced; 0 means that none is, and that idle codes stay."""
     aggregator: str = "mix"
     """mix, concat, logits or probas."""
     mix: str = "fixed"
@@ -271,7 +272,7 @@ class TrainingSection(Section):
     mi_start: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps (of two_stage those of the second stage) before which the independence loss has no weight."""
     mi_ramp: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps over which its weight then rises to model.mi_weight."""
+    """Share of the steps over which its weight then rises to model.mi_weight, which the step after them has first."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """Learning rate after the warm-up."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -285,7 +286,7 @@ class TrainingSection(Section):
     compile: bool = False
     """Compile the layers with torch.compile: a first step of half a minute or more, then faster ones; results change by rounding."""
     router_examples: int = Field(default=256, ge=1)
-    """Examples that the router is started from."""
+    """Examples that the router is started from; more where these lack a domain."""
     cache_features: bool = True
     """Where the router reads above the split: its features are computed once a data set and kept on disk; false means in every step."""
     logging_steps: int = Field(default=10, ge=1)

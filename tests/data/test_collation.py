@@ -1,5 +1,7 @@
 """Collation: what is read, what is labelled, what shares a sequence, in which order."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +18,7 @@ from iclm.data.collation import (
     collate,
     encode,
     make_pack,
+    recut,
     split_pack,
     training_packs,
 )
@@ -220,6 +223,23 @@ def test_a_pack_holds_its_sequences_and_labels_stay_in_branches(sequences):
 def test_a_pack_is_split_into_the_sequences_that_it_was_made_of(sequences):
     branches = [Branch((*prompt, *labels), len(labels), number) for number, (prompt, labels) in enumerate(sequences)]
     assert split_pack(make_pack(branches)) == [make_pack([branch]) for branch in branches]
+
+
+@given(st.lists(SEQUENCES, max_size=4), st.integers(1, 4), st.none() | st.integers(1, 30))
+def test_packs_that_are_cut_again_hold_the_same_sequences_with_their_features(groups, most, tokens):
+    packs, number = [], 0
+    for sequences in groups:
+        branches = [Branch((*p, *labels), len(labels), number + at) for at, (p, labels) in enumerate(sequences)]
+        features = torch.arange(number, number + len(branches)).float()[:, None]
+        packs.append(replace(make_pack(branches), features=features))
+        number += len(branches)
+    cut = recut(packs, most, tokens)
+    assert [one for pack in cut for one in split_pack(pack)] == [one for pack in packs for one in split_pack(pack)]
+    for pack in cut:
+        fits = len(pack.branches) <= most and (tokens is None or pack.tokens <= tokens)
+        assert fits or len(pack.branches) == 1
+        assert pack.features.flatten().tolist() == [branch.domain for branch in pack.branches]
+    assert all(any(pack is one for one in packs) for pack in cut) or len(cut) > len(packs), "what fits stays as it is"
 
 
 def encoded_like(group, domain, tokens=(5, 6)):

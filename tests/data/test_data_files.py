@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from iclm.data.files import atomic_write, atomic_write_bytes, check_file, check_folder_place, open_for_reading
+from iclm.data.files import (
+    atomic_write,
+    atomic_write_bytes,
+    check_file,
+    check_folder_place,
+    check_own,
+    open_for_reading,
+    remove_own,
+)
 from iclm.errors import ConfigurationError, DataError
 
 
@@ -131,6 +139,36 @@ def test_a_folder_that_may_not_be_written_to_is_found_before_the_work(tmp_path, 
         check_file(tmp_path / "new" / "a.txt")
     with pytest.raises(ConfigurationError, match=r"new cannot be written: no permission to write to "):
         check_folder_place(tmp_path / "new")
+
+
+OWN = ("a.json", "made/*.txt", "work/**")
+
+
+def test_only_ones_own_files_are_removed_from_a_folder_with_those_that_are_empty_then(tmp_path):
+    for name in ("a.json", "made/one.txt", "work/deep/anything", "other/b.txt"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("x")
+    (tmp_path / "out" / "made" / "link.txt").symlink_to(tmp_path / "out" / "other")
+    with pytest.raises(
+        ConfigurationError, match="out holds other, which is none of its files; a result is replaced only"
+    ):
+        check_own(tmp_path / "out", OWN, "a result")
+    remove_own(tmp_path / "out", OWN)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
+        "out",
+        "out/other",
+        "out/other/b.txt",
+    ]
+
+
+@pytest.mark.parametrize("name", ["made/deep/one.txt", "made/two.md", "a.json/b", "work"])
+def test_a_file_that_no_pattern_names_is_foreign_wherever_it_lies(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("x")
+    with pytest.raises(ConfigurationError, match="which is none of its files"):
+        check_own(tmp_path, OWN, "a result")
+    remove_own(tmp_path, OWN)
+    assert (tmp_path / name).is_file()
 
 
 @pytest.mark.parametrize(

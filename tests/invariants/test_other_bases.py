@@ -98,6 +98,16 @@ def test_each_example_of_a_batch_has_its_own_module_and_learns(iclm):
 
 
 @each
+def test_as_many_examples_as_heads_are_still_examples(iclm):
+    """A layer's argument of one entry a head, such as MPT's bias by distance, is no batch."""
+    four = torch.cat([prompts(), prompts()[:1]])
+    with torch.no_grad():
+        found = iclm(input_ids=four, route=torch.tensor([0, 1, 1, 0])).logits
+        expected = iclm(input_ids=prompts(), route=ROUTE).logits
+    torch.testing.assert_close(found[:3], expected, rtol=1e-3, atol=1e-4)
+
+
+@each
 def test_scores_are_those_of_each_choice_alone(iclm):
     tokens = prompts()[0].tolist()
     choices = ((5, 6, 7), (8, 9), (5, 10, 11))

@@ -267,11 +267,24 @@ def test_a_missing_base_is_named(saved, tmp_path):
             ICLMForCausalLM.from_pretrained(folder, dtype="float32")
 
 
+def test_a_model_that_cannot_be_described_leaves_the_saved_one_whole(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model = ICLMForCausalLM.from_pretrained(folder, dtype="float32")
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).add_(1.0)
+    model.config.base["note"] = object()  # no JSON
+    with pytest.raises(TypeError):
+        model.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_failed_save_leaves_the_old_weights(saved, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(saved, folder)
-    before = (folder / "model.safetensors").read_bytes()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     model = ICLMForCausalLM.from_pretrained(folder, dtype="float32")
+    model.config.lora_dropout = 0.5
 
     def fail(tensors, path, **kwargs):
         Path(path).write_bytes(b"half")
@@ -280,4 +293,4 @@ def test_a_failed_save_leaves_the_old_weights(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("iclm.model.checkpoint.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         model.save_pretrained(folder)
-    assert (folder / "model.safetensors").read_bytes() == before
+    assert {name: (folder / name).read_bytes() for name in before} == before

@@ -48,6 +48,9 @@ def test_unknown_hub_id_is_one_line(monkeypatch):
 
     monkeypatch.setattr(backbone.AutoConfig, "from_pretrained", fail)
     refused("org/name", "is no folder in .* cannot be loaded from the hub: we could not connect")
+    monkeypatch.setattr(backbone.AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(BackboneError, match=r"'org/name' is no folder in .*; give smollm2-135m, a folder"):
+        load_tokenizer("org/name")
 
 
 def test_folder_without_a_model_is_refused(tmp_path):

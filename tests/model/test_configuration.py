@@ -44,6 +44,7 @@ BAD = [
     ({"mix": "low_rank", "aggregator": "logits"}, "low_rank"),
     ({"mix": "gate", "aggregator": "concat"}, "concat"),
     ({"ablation": "both"}, "ablation"),
+    ({"dead_code_threshold": -1.0}, "dead_code_threshold"),
 ]
 UNCHECKED = [
     ({"mi_projection": 0}, "mi_projection"),
@@ -51,6 +52,15 @@ UNCHECKED = [
     ({"mix": "low_rank", "mix_rank": 0}, "mix_rank"),
     ({"router": "oracle", "num_domains": 3, "active_domains": 2}, "active_domains"),
     ({"router": "fixed:0", "num_domains": 3, "active_domains": 2}, "active_domains"),
+    ({"lora_alpha": "16"}, "lora_alpha"),
+    ({"lora_dropout": None}, "lora_dropout"),
+    ({"router_weight": float("inf")}, "router_weight"),
+    ({"mi_temperature": float("inf")}, "mi_temperature"),
+    ({"codebook_decay": "0.9"}, "codebook_decay"),
+    ({"mi_weight": True}, "mi_weight"),
+    ({"seed": "a"}, "seed"),
+    ({"target_modules": 5}, "target_modules"),
+    ({"target_modules": ["q_proj", 5]}, "target_modules"),
 ]
 
 

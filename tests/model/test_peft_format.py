@@ -359,6 +359,9 @@ def test_no_adapter_and_one_outside_the_layers_are_refused(adapter_of, load_tiny
         from_adapters(load_tiny_base(), {})
     with pytest.raises(ConfigurationError, match="did you mean active_domains"):
         from_adapters(load_tiny_base(), {"a": "adapter"}, active_domain=2)
+    for given in ({"num_domains": 1}, {"domain_names": ["b"]}):
+        with pytest.raises(ConfigurationError, match=f"{next(iter(given))} is given, which is"):
+            from_adapters(load_tiny_base(), {"a": "adapter"}, **given)
     folder, _ = adapter_of(target_modules=["lm_head"])
     with pytest.raises(ConfigurationError, match="lm_head"):
         from_adapters(load_tiny_base(), {"head": folder})

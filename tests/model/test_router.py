@@ -124,6 +124,30 @@ def test_codebook_follows_the_features_in_training_with_gradients_only():
     assert not torch.equal(router.codes, start)
 
 
+def test_a_code_stays_bitwise_the_same_however_long_its_domain_is_away():
+    router = vq(num_domains=3, codebook_decay=0.5)
+    features, labels = clusters(number=3)
+    router.fit(features, labels)
+    rare = router.codes[2].clone()
+    router.train()
+    for step in range(300):  # without care its averages underflow, and it goes to the middle of all features
+        route = router(prompt_of(features[labels == step % 2][:2]))
+        assert int(route.revived) == 0
+    assert torch.equal(router.codes[2], rare)
+    assert router.eval()(prompt_of(features)).indices[:, 0].tolist() == labels.tolist()
+
+
+def test_with_a_threshold_a_code_that_is_not_used_becomes_a_feature_of_the_batch():
+    router = vq(num_domains=3, codebook_decay=0.5, dead_code_threshold=0.1)
+    features, labels = clusters(number=3)
+    router.fit(features, labels)
+    router.train()
+    batch = features[labels == 0][:1]
+    counts = [int(router(prompt_of(batch)).revived) for _ in range(20)]
+    assert max(counts) == 1, "no more codes than there are features to become"
+    assert torch.allclose(router.codes, router.project(batch), atol=0.01), "all codes went to the only domain left"
+
+
 @pytest.mark.parametrize("active", [1, 2])
 def test_error_of_a_route_is_that_of_the_codes_it_was_decided_with(active):
     router = vq(num_domains=3, active_domains=active, codebook_decay=0.5)

@@ -9,8 +9,9 @@ from iclm.report.paper import FIGURES, SOURCE
 from iclm.report.study import check_blocks, write_blocks, write_report
 from iclm.report.study_plots import plot_ablations, plot_accuracy, plot_scatter
 from iclm.report.study_tables import Grid, grids, probability, share, signed, texts
-from iclm.studies.study.groups import OUT, summarise
+from iclm.studies.study.groups import OUT
 from iclm.studies.study.results import collect
+from iclm.studies.study.summary import summarise
 
 FAST = 200
 

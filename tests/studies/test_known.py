@@ -71,6 +71,13 @@ def test_a_job_with_other_settings_is_not_taken_for_the_same(recipe, report, tmp
     assert known.take_over(study, [report]) == []
 
 
+def test_what_a_folder_has_finished_is_known_whatever_its_grid_is_now(recipe, report, tmp_path):
+    small = recipe.model_copy(update={"grid": [recipe.grid[0].model_copy(update={"methods": ["base"]})]})
+    known.take_over(runner.Study(recipe, tmp_path / "s"), [report])
+    runner.Study(small, tmp_path / "s").write_recipe()
+    assert len(known.take_over(runner.Study(recipe, tmp_path / "other"), [tmp_path / "s"])) == 4
+
+
 def test_what_is_no_study_is_refused_and_nothing_is_written(recipe, tmp_path):
     (tmp_path / "empty").mkdir()
     study = runner.Study(recipe, tmp_path / "s")
@@ -139,12 +146,15 @@ def test_tries_whose_rows_did_not_come_with_a_report_are_not_known(recipe, repor
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"n": 0, "correct": 0}, "n is 0"),
-        ({"problems": 0}, "problems 0"),
+        ({"n": 0, "correct": 0}, "n is '0'"),
+        ({"problems": 0}, "problems is 0"),
         ({"problems": {"of": [-1]}}, "problems"),
         ({"correct": 99}, "correct is 99"),
         ({"answers": "zz"}, "hexadecimal"),
         ({"answers": ""}, "hexadecimal"),
+        ({"majority": None}, "majority is 'None'; input should be a valid number"),
+        ({"seed": "a"}, "seed is 'a'"),
+        ({"given": "0"}, "given is no row of"),
     ],
 )
 def test_a_damaged_row_of_a_report_is_named_with_its_line(report, tmp_path, changes, why):
@@ -153,6 +163,30 @@ def test_a_damaged_row_of_a_report_is_named_with_its_line(report, tmp_path, chan
     lines[1] |= changes
     (tmp_path / "r" / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(DataError, match=rf"results\.jsonl:2: .*{why}"):
+        collect([tmp_path / "r"])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "why"),
+    [
+        (
+            "questions.jsonl",
+            lambda lines: lines[0]["kinds"].update(direct="zz"),
+            "1: kinds.direct is no row of 1 bytes",
+        ),
+        ("questions.jsonl", lambda lines: lines[0].update(kinds=[]), r"1: kinds is '\[\]'"),
+        ("jobs.jsonl", lambda lines: lines[0].update(evaluate=3), " acre/base: evaluate is '3'"),
+        ("jobs.jsonl", lambda lines: lines.append(lines[0]), " has job [0-9a-f]+ 2 times"),
+        ("results.jsonl", lambda lines: lines.append(lines[0]), " has the row of job .*mixture 2 times"),
+        ("results.jsonl", lambda lines: lines[0].update(source=1), " lacks the rows of acre/base on its source 0"),
+    ],
+)
+def test_a_damaged_report_is_named_with_what_is_wrong(report, tmp_path, file, change, why):
+    shutil.copytree(report, tmp_path / "r")
+    lines = [json.loads(line) for line in (tmp_path / "r" / file).read_text().splitlines()]
+    change(lines)
+    (tmp_path / "r" / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=rf"{file}:?{why}"):
         collect([tmp_path / "r"])
 
 

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from iclm.errors import ConfigurationError
-from iclm.studies.study.statistics import holm, mean_over_seeds, paired_bootstrap, variance_of_mean
+from iclm.studies.study.statistics import (
+    difference_of_shares,
+    holm,
+    mean_over_seeds,
+    paired_bootstrap,
+    variance_of_mean,
+)
 
 # -- means over seeds --------------------------------------------------------------------------------------------------
 
@@ -180,6 +186,52 @@ def test_a_side_below_the_rest_counts_as_if_it_explained_nothing():
     variance, freedom = variance_of_mean(np.array([[1.0, -1.0], [-1.0, 1.0]]))
     assert variance == pytest.approx((4 + 4 - 4) / 4)
     assert freedom == pytest.approx(4**2 / (4**2 + 4**2 + 4**2))
+
+
+# -- differences of two shares -----------------------------------------------------------------------------------------
+
+
+def test_the_difference_of_two_shares_by_hand():
+    # one seed, four problems with a question each in both: on 3 of 4 and 1 of 4; each adds (1 0 1 0) or (1 -1 0 0) off the mean
+    first, second = np.array([[1, 1, 1, 0]]), np.array([[0, 1, 0, 0]])
+    sizes = np.ones(4, int)
+    found = difference_of_shares(first, second, sizes, sizes)
+    # per problem 1 0 1 0: mean 0.5, variance of the mean (4 · 0.25 / 3) / 4 = 1/12, t with 3 degrees of freedom 3.18245
+    half = 3.18245 / math.sqrt(12)
+    assert (found.value, found.n) == (0.5, 1)
+    assert (found.low, found.high) == (pytest.approx(0.5 - half, abs=1e-4), 1.0)
+
+
+def test_two_shares_of_different_problems_are_compared_over_all_of_them():
+    source = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        first_sizes, second_sizes = source.integers(0, 2, 40), source.integers(0, 3, 40)
+        problem = source.normal(0, 0.8, 40)
+        share = 1 / (1 + np.exp(-(problem[None] + source.normal(0, 0.3, (5, 1)))))
+        first, second = source.binomial(first_sizes, share), source.binomial(second_sizes, share)
+        found = difference_of_shares(first, second, first_sizes, second_sizes)
+        hits += found.low <= 0 <= found.high
+    assert hits / 300 >= 0.93, "no difference is found where there is none, at 95%"
+
+
+def test_seeds_that_count_alike_are_one():
+    first, second, sizes = np.array([[1, 0, 1, 1, 0]]), np.array([[0, 0, 1, 0, 0]]), np.ones(5, int)
+    one, three = (difference_of_shares(np.repeat(first, n, 0), np.repeat(second, n, 0), sizes, sizes) for n in (1, 3))
+    assert (one.low, one.high) == (three.low, three.high) and three.n == 3
+
+
+def test_shares_that_cannot_be_compared_are_refused():
+    counts, sizes = np.zeros((2, 3), int), np.ones(3, int)
+    for wrong in (
+        (counts, counts[:1], sizes, sizes),
+        (counts, counts, sizes[:2], sizes),
+        (counts, counts, sizes * 0, sizes),
+    ):
+        with pytest.raises(ConfigurationError):
+            difference_of_shares(*wrong)
+    lonely = difference_of_shares(counts[:, :1], counts[:, :1], sizes[:1], sizes[:1])
+    assert (lonely.low, lonely.high) == (-1.0, 1.0), "one problem says nothing of others"
 
 
 # -- many comparisons --------------------------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from iclm.evaluation.scoring import score
 from iclm.recipe import DataSource
 from iclm.report.study_tables import not_run_line
 from iclm.studies.study import grid, job, runner
-from iclm.studies.study.groups import summarise
 from iclm.studies.study.recipe import Range, StudyRecipe, load_study
 from iclm.studies.study.results import collect
 from iclm.studies.study.rows import bits, from_bits, problem_sizes, problems_of
 from iclm.studies.study.rows import test_names as names_of_tests
+from iclm.studies.study.summary import summarise
 
 
 @pytest.fixture
@@ -172,6 +172,36 @@ def test_a_block_without_seeds_that_has_nothing_to_run(values, changes, fault):
         study_of(values, **changes)
 
 
+def test_a_file_whose_content_is_noted_is_the_same_in_another_folder():
+    def spec(path, content="a" * 64):
+        return {"evaluate": [{"file": path, "sha256": content, "domain": None}], "base": path}
+
+    one = grid.digest({**spec("/home/alice/test.jsonl"), "base": "b"})
+    assert grid.digest({**spec("C:\\data\\test.jsonl"), "base": "b"}) == one
+    assert grid.digest({**spec("/home/alice/text.jsonl"), "base": "b"}) != one, "its name is that of a domain"
+    assert grid.digest({**spec("/home/alice/test.jsonl", "b" * 64), "base": "b"}) != one
+    assert grid.digest(spec("/one/x", None)) != grid.digest(spec("/two/x", None))
+
+
+def test_a_copy_of_the_test_questions_is_no_validation(values, tmp_path):
+    line = '{"input": [{"role": "user", "content": "1 + 1 ="}], "ideal": "2"}\n'
+    for name in ("one.jsonl", "two.jsonl"):
+        (tmp_path / name).write_text(line)
+    one, two = (
+        {"file": str(tmp_path / name), "choices": ["1", "2"], "shifted": False} for name in ("one.jsonl", "two.jsonl")
+    )
+    for part, fault in (
+        ("validation", "data.acre: validation.0 asks problems of a test"),
+        ("train", "data.acre.test.0"),
+    ):
+        own = {key: [{**one, "file": str(tmp_path / "none.jsonl")}] for key in ("train", "validation")}
+        data = {"acre": {**own, part: [one], "test": [two]}}
+        study = study_of(values, data=data, grid=[{"methods": ["base"], "seeds": [0]}])
+        with pytest.raises(ConfigurationError, match=fault):
+            runner.Study(study, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
 def test_data_can_take_what_was_chosen_for_others(values):
     data = {**values["data"], "more": {**values["data"]["acre"], "tuned_as": "acre"}}
     study = study_of(values, data=data, search=SEARCH, grid=[{"data": ["more"], "methods": ["lora"], "seeds": [0]}])
@@ -195,6 +225,20 @@ def test_data_tuned_as_something_without_tries(values, others, changes, fault):
     data = {"acre": acre, **{name: {**acre, "tuned_as": other} for name, other in others.items()}}
     with pytest.raises(ValueError, match=fault):
         study_of(values, data=data, search=SEARCH, **changes)
+
+
+def test_what_is_tuned_as_other_data_is_not_tested_on_what_is_chosen_by_there(values):
+    acre = values["data"]["acre"]
+    own = {**acre, "validation": [{**acre["validation"][0], "seed": 77}], "tuned_as": "acre"}
+    study_of(values, data={"acre": acre, "more": own}, search=SEARCH)
+    own["test"] = [{**acre["validation"][0], "problems": 1, "format": "text"}]
+    with pytest.raises(
+        ValueError, match=r"data\.more\.tuned_as is 'acre', whose validation\.0 asks problems that more is"
+    ):
+        study_of(values, data={"acre": acre, "more": own}, search=SEARCH)
+    own |= {"test": acre["test"], "training": {"learning_rate": 5e-5}}
+    with pytest.raises(ValueError, match=r"data\.more sets training\.learning_rate, which is chosen for 'acre'"):
+        study_of(values, data={"acre": acre, "more": own}, search=SEARCH)
 
 
 SPLITS_OF = ("train", "validation", "test")
@@ -571,6 +615,11 @@ PANELS = [{**LETTERS[0], "ask": "panel"}]
             {"data": {"r": dict.fromkeys(("train", "validation", "test"), LETTERS + PANELS)}},
             "validation asks RAVEN problems for letters and for panels",
         ),
+        ({"methods": {"b/lora": {}}}, "methods holds the name 'b/lora'; a job is named data/method"),
+        (
+            {"data": {"a\nb": {"train": [ACRE], "validation": [{**ACRE, "split": "val"}], "test": LETTERS}}},
+            "data holds the name",
+        ),
     ],
     ids=[
         *("method", "data", "seed", "tuned_as", "base", "no_strategy", "no_kind", "strategy", "tuned", "untunable"),
@@ -587,6 +636,8 @@ PANELS = [{**LETTERS[0], "ask": "panel"}]
             "same",
             "shifted",
             "asked",
+            "slash",
+            "line",
         ),
     ],
 )
@@ -601,6 +652,10 @@ def test_a_method_with_settings_that_no_training_takes_is_named_before_anything_
     study = study_of(values, methods={"lora": {"training": {"epoch": 2}}}, grid=[{"methods": ["lora"], "seeds": [0]}])
     with pytest.raises(ConfigurationError, match=r"method lora on acre: training\.epoch is not a recipe key.*epochs"):
         runner.Study(study, tmp_path / "s")
+    methods = {"lora": {"method": "lora"}, "more": {"model": {"lora_rnk": 2}, "tuned_as": "lora"}}
+    study = study_of(values, methods=methods, search=SEARCH, grid=[{"methods": ["more"], "seeds": [0]}])
+    with pytest.raises(ConfigurationError, match=r"method more on acre: model\.lora_rnk is not a recipe key"):
+        runner.Study(study, tmp_path / "s")  # not only when its tries are done
     assert not (tmp_path / "s").exists()
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from iclm.errors import ConfigurationError, DataError
-from iclm.studies.study.groups import IN, OUT, by_data, summarise
+from iclm.studies.study.groups import IN, OUT, by_data
 from iclm.studies.study.results import Collected
 from iclm.studies.study.statistics import holm
+from iclm.studies.study.summary import summarise
 
 FAST = 200
 

@@ -10,9 +10,9 @@ from iclm.errors import CheckpointError, ConfigurationError, DataError
 from iclm.report.study import write_report
 from iclm.report.study_tables import grids
 from iclm.studies.study.grid import jobs_of
-from iclm.studies.study.groups import summarise
 from iclm.studies.study.recipe import StudyRecipe
 from iclm.studies.study.results import collect, read_files
+from iclm.studies.study.summary import summarise
 
 VALUES = {
     "base": "/machine/models/tiny",
@@ -178,7 +178,7 @@ def test_the_files_of_a_report_say_as_much_as_the_study(study, tmp_path):
         ("results.jsonl", lambda text: text.splitlines()[0] + "\n", r"lacks the rows of quiz/iclm/seed-0"),
         ("results.jsonl", lambda text: text.replace('"source"', '"s"'), r"results\.jsonl:1: source is missing"),
         ("jobs.jsonl", lambda text: "".join(text.splitlines(True)[2:]), "which jobs.jsonl does not name"),
-        ("jobs.jsonl", lambda text: text.replace('"trial"', '"t"'), "trial of quiz/lora/try-0 is missing"),
+        ("jobs.jsonl", lambda text: text.replace('"trial"', '"t"'), "quiz/lora/try-0: trial is missing"),
         ("questions.jsonl", lambda text: "[]\n", r"questions\.jsonl:1: data is missing"),
         ("questions.jsonl", lambda text: "", r"questions\.jsonl has 0 lines of quiz, not 1"),
     ],

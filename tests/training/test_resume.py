@@ -10,6 +10,7 @@ import yaml
 
 from iclm.data.files import sha256_of
 from iclm.errors import CheckpointError, ConfigurationError, ICLMError
+from iclm.training.folder import Clock, newest_checkpoint
 from iclm.training.run import train
 from iclm.training.trainer import ICLMTrainer
 
@@ -130,13 +131,53 @@ def test_an_interrupted_run_is_not_taken_for_a_finished_one(interrupted):
         load_run(interrupted)
 
 
+@pytest.mark.parametrize("missing", ["trainer_state.json", "seconds.json", "rng_state.pth"])
 def test_a_checkpoint_that_was_cut_off_while_it_was_written_does_not_block_the_resume(
-    stopped, whole, make_recipe, weights, assert_bitwise
+    stopped, whole, make_recipe, weights, assert_bitwise, missing
 ):
     half = shutil.copytree(stopped / "checkpoints" / "checkpoint-2", stopped / "checkpoints" / "checkpoint-4")
-    (half / "trainer_state.json").unlink()  # the Trainer writes it last
+    (half / missing).unlink()
     train(make_recipe(**SETTINGS), stopped, resume=True, progress_bar=False)
     assert_bitwise(weights(stopped), weights(whole))
+
+
+def test_a_checkpoint_of_several_processes_is_whole_with_the_state_of_each(tmp_path):
+    names = ("trainer_state.json", "rng_state_0.pth", "rng_state_1.pth", "seconds.json")
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in names:
+            (tmp_path / f"checkpoint-{step}" / name).write_text('{"seconds": 1.0, "processes": 2}')
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    (tmp_path / "checkpoint-4" / "rng_state_1.pth").unlink()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_the_checkpoint_before_is_there_until_the_new_one_is_whole(
+    make_recipe, tmp_path, monkeypatch, whole, weights, assert_bitwise
+):
+    keep = Clock.on_save
+
+    def killed(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+        keep(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(Clock, "on_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_recipe(**SETTINGS), tmp_path / "run", progress_bar=False)
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-2"
+    train(make_recipe(**SETTINGS), tmp_path / "run", resume=True, progress_bar=False)
+    assert_bitwise(weights(tmp_path / "run"), weights(whole))
+
+
+@pytest.mark.parametrize("save_steps", [None, 5])
+def test_a_resume_that_starts_over_says_so(make_recipe, tmp_path, save_steps):
+    recipe, said = make_recipe(method="lora", training={"save_steps": save_steps}), []
+    interrupt(recipe, tmp_path / "run", 1)
+    train(recipe, tmp_path / "run", resume=True, progress_bar=False, say=said.append)
+    hint = "" if save_steps else "; set training.save_steps to have some"
+    assert said == [f"no checkpoint in {tmp_path / 'run'}: starts at step 0{hint}"]
 
 
 def test_a_damaged_checkpoint_is_named(stopped, make_recipe):

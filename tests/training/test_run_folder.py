@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from safetensors import safe_open
 from iclm.errors import ConfigurationError, DataError, ICLMError
 from iclm.evaluation.runs import load_run
 from iclm.recipe import dump_recipe, load_recipe
-from iclm.training.folder import check_folder
+from iclm.training.folder import check_folder, clear_folder
 from iclm.training.run import train
+from iclm.training.run_modules import list_modules
 from iclm.version import __version__
 
 PLAIN = {".json", ".jsonl", ".yaml", ".safetensors", ".txt", ".model", ".jinja"}
@@ -232,6 +234,69 @@ def test_a_run_that_holds_something_else_too_is_not_replaced(make_recipe, tmp_pa
     ):
         train(make_recipe(method="lora"), out, overwrite=True, progress_bar=False)
     assert files(out) == before
+
+
+MINE = (
+    "mine.safetensors",
+    "tokenizer_experiments/notes.txt",
+    "vocabulary.csv",
+    "diagnosis/my_notes.md",
+    "lora/paper.md",
+    "stages/invariant/notes/plan.md",
+)
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_a_file_of_ones_own_is_not_lost_whatever_it_is_called_and_wherever_it_lies(make_recipe, tmp_path, name):
+    out = tmp_path / "run"
+    train(make_recipe(method="lora"), out, progress_bar=False)
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text("mine")
+    before = files(out)
+    with pytest.raises(ConfigurationError, match="which is none of its files; a run folder is replaced only"):
+        train(make_recipe(method="lora"), out, overwrite=True, progress_bar=False)
+    assert files(out) == before
+
+
+def test_a_run_is_replaced_with_all_that_commands_leave_in_it(make_recipe, tmp_path):
+    from iclm.report.diagnosis import FILE
+    from iclm.report.plots import PLOTS
+
+    out = tmp_path / "run"
+    train(make_recipe(training={"stages": "two_stage"}), out, progress_bar=False)
+    shutil.copytree(out, out / "lora")
+    left = [f"diagnosis/{name}" for name in (FILE, *PLOTS)] + [f"lora/diagnosis/{FILE}", "quickstart.json"]
+    left += [".iclm-0123456789abcdef.tmp", ".model.safetensors.part", "log_before_removal.jsonl"]
+    left += ["checkpoints/runs/events", "checkpoints/invariant/checkpoint-3/optimizer.pt", ".config.part/config.json"]
+    for name in left:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("left")
+    kept = tmp_path / "elsewhere"
+    kept.mkdir()
+    (kept / "config.json").write_text("mine")
+    (out / "stages" / ".invariant.part").symlink_to(kept)
+    check_folder(out, overwrite=True, resume=False)
+    clear_folder(out)
+    assert list(out.iterdir()) == [] and files(kept) == {"config.json": b"mine"}
+
+
+def test_to_replace_and_to_resume_exclude_each_other(make_recipe, tmp_path):
+    with pytest.raises(ConfigurationError, match="--overwrite and --resume exclude each other"):
+        train(make_recipe(), tmp_path / "run", overwrite=True, resume=True, progress_bar=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_module_that_gets_no_example_of_a_domain_is_not_called_by_it(make_recipe, tmp_path):
+    """Examples of one text: the router has one code for both domains, and another that nothing is near."""
+    row = {"input": [{"role": "user", "content": "Is 7 prime? "}], "choice_strings": ["no", "yes"], "ideal": "yes"}
+    for name in ("early", "late"):
+        (tmp_path / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 4)
+    data = {"train": [{"file": str(tmp_path / f"{name}.jsonl")} for name in ("early", "late")]}
+    with pytest.warns(UserWarning, match="no module of its own for domain 'late'"):
+        train(make_recipe(data=data), tmp_path / "run", progress_bar=False)
+    assert load_run(tmp_path / "run").model.config.names == ["early", "domain_1"]
+    assert load_run(tmp_path / "run").domains == {"early": 0, "late": 2}
+    assert [row["domains"] for row in list_modules(tmp_path / "run")] == [[], ["early"], []]
 
 
 def test_somebodys_own_recipe_is_no_run(make_recipe, tmp_path):

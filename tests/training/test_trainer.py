@@ -2,11 +2,14 @@
 
 import itertools
 import math
+import shutil
 
 import pytest
 import torch
 
-from iclm.training.trainer import ICLMTrainer
+from iclm.data.collation import recut
+from iclm.errors import CheckpointError, ConfigurationError
+from iclm.training.trainer import ICLMTrainer, router_batches
 
 # The mutual information is not linear in the examples, so a batch in two halves has another one; and codes follow each
 # batch. Without both, how a step is cut into batches changes nothing.
@@ -135,6 +138,17 @@ def test_evaluate_gives_the_loss_of_the_packs_and_leaves_the_model_as_it_is(make
     assert_bitwise(before, own(trainer))
 
 
+def test_a_batch_is_evaluated_alone_whatever_other_processes_have(make_recipe, make_trainer):
+    trainer = make_trainer(make_recipe())
+    trainer.fit_router()
+    trainer.model.eval()
+    batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
+    items = (batch["labels"][:, 1:] != -100).sum()
+    with torch.no_grad():
+        alone = trainer.model(**batch).loss
+        assert torch.equal(trainer.compute_loss(trainer.model, batch, num_items_in_batch=2 * items), alone)
+
+
 def test_evaluate_without_packs_is_refused(make_recipe, make_trainer):
     with pytest.raises(ValueError, match="no packs"):
         make_trainer(make_recipe()).evaluate()
@@ -219,6 +233,19 @@ def test_the_router_is_fitted_before_the_first_step(make_recipe, make_trainer):
     assert bool(fresh.model.router.fitted)
 
 
+def test_the_router_is_started_from_every_domain(make_recipe, make_trainer):
+    """Two batches of eight are of one domain each; the second is asked for only where the first lacks a domain."""
+    trainer = make_trainer(make_recipe(training={"router_examples": 1}))
+    packs, drawn = trainer.train_dataset, {}
+    for examples in (1, 24):
+        batches = list(router_batches(packs, 8, trainer.args.seed, 0, examples))
+        drawn[examples] = [batch["domain_ids"].tolist() for batch in batches]
+    assert {number for batch in drawn[1] for number in batch} == {0, 1}
+    assert drawn[1][0] == drawn[24][0] and len(drawn[1]) == 2 < len(drawn[24])
+    alone = [pack for pack in packs if pack.branches[0].domain == 0]
+    assert len(list(router_batches(alone, 8, trainer.args.seed, 0, 1))) == 1
+
+
 def test_a_router_that_learns_nothing_needs_no_start(make_recipe, make_trainer):
     assert make_trainer(make_recipe(model={"router": "oracle"})).fit_router() == 0
     assert make_trainer(make_recipe(method="lora")).fit_router() == 0
@@ -276,6 +303,78 @@ def memory_for(monkeypatch, trainer_or_model, rows, after=0):
         return forward(self, input_ids, **kwargs)
 
     monkeypatch.setattr(kind, "forward", small)
+
+
+def test_a_second_training_is_logged_as_the_first(make_recipe, make_trainer):
+    trainer = make_trainer(make_recipe(training={"learning_rate": 1e-9, "aggregator_learning_rate": 1e-9}))
+    trainer.train()
+    first = lines(trainer, "loss_lm")
+    trainer._terms["lm"].append(torch.tensor(1e6))  # what an interrupted training leaves
+    trainer.train()
+    assert lines(trainer, "loss_lm") == pytest.approx(first, abs=1e-4) and len(first) == 3
+
+
+def test_resuming_takes_the_last_checkpoint_where_none_is_named(make_recipe, make_trainer, seen, assert_bitwise):
+    recipe = make_recipe(training={"save_steps": 1, "epochs": 2})
+    whole = make_trainer(recipe)
+    with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
+        whole.train(resume_from_checkpoint=True)
+    whole.train()
+    shutil.rmtree(f"{whole.args.output_dir}/checkpoint-6")
+    seen.clear()
+    resumed = make_trainer(recipe)
+    resumed.train(resume_from_checkpoint=True)
+    assert len(seen) == 1, "the last of six steps"
+    assert_bitwise(own(resumed), own(whole))
+
+
+def test_a_loss_of_ones_own_is_refused(make_recipe, make_trainer):
+    trainer = make_trainer(make_recipe())
+    with pytest.raises(ConfigurationError, match="compute_loss_func is given; the losses of an ICLM are its own"):
+        ICLMTrainer(trainer.model, trainer.args, trainer.train_dataset, compute_loss_func=lambda *args: 0)
+
+
+def test_workers_and_the_size_of_evaluation_batches_are_those_asked_for(
+    make_recipe, make_trainer, seen, assert_bitwise
+):
+    plain, trainer = (make_trainer(make_recipe(data={"pack": False})) for _ in range(2))
+    trainer.args.dataloader_num_workers, trainer.args.per_device_eval_batch_size = 2, 3
+    assert trainer.get_train_dataloader().num_workers == 2
+    for each in (plain, trainer):
+        each.train()
+    assert_bitwise(own(trainer), own(plain))
+    seen.clear()
+    trainer.evaluate(trainer.train_dataset)
+    assert {len(batch) for batch in seen} == {3}
+
+
+def test_packs_are_cut_where_memory_runs_out(make_recipe, make_trainer, monkeypatch, assert_bitwise):
+    """A pack of one problem holds four branches, which only batches of two or fewer have room for."""
+    smaller = make_trainer(make_recipe(method="lora", training={"batch_size": 2}))
+    smaller.train_dataset = recut(smaller.train_dataset, 2)
+    smaller.train()
+    trainer = make_trainer(make_recipe(method="lora", training={"batch_size": 8, "auto_find_batch_size": True}))
+    forward = type(trainer.model).forward
+
+    def small(self, input_ids, branch_ids=None, **kwargs):
+        if branch_ids is not None and sum(int(row.max()) for row in branch_ids) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate more than there is")
+        return forward(self, input_ids, branch_ids=branch_ids, **kwargs)
+
+    monkeypatch.setattr(type(trainer.model), "forward", small)
+    trainer.train()
+    assert trainer.state.global_step == 12 == smaller.state.global_step
+    assert_bitwise(own(trainer), own(smaller))
+
+
+def test_memory_that_runs_out_with_single_examples_is_an_error_of_one_line(make_recipe, make_trainer, monkeypatch):
+    trainer = make_trainer(make_recipe(method="lora", training={"batch_size": 2, "auto_find_batch_size": True}))
+    memory_for(monkeypatch, trainer, 0)
+    with pytest.raises(
+        ConfigurationError, match="memory runs out with batches of one example too; give shorter"
+    ) as caught:
+        trainer.train()
+    assert "\n" not in str(caught.value)
 
 
 def test_where_memory_runs_out_training_starts_again_with_smaller_batches(make_recipe, make_trainer, seen, monkeypatch):

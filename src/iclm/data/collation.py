@@ -219,6 +219,22 @@ def split_pack(pack: Pack) -> list[Pack]:
     return [Pack((), (replace(branch, tokens=pack.prefix + branch.tokens),)) for branch in pack.branches]
 
 
+def recut(packs: Sequence[Pack], most: int, tokens: int | None = None) -> list[Pack]:
+    """The same branches in packs of at most so many branches and tokens (`make_packs`); a pack within both stays as it is."""
+    found: list[Pack] = []
+    for pack in packs:
+        fits = len(pack.branches) <= most and (tokens is None or pack.tokens <= tokens)
+        if fits or len(pack.branches) == 1:
+            found.append(pack)
+            continue
+        at = 0
+        for part in make_packs([single.branches[0] for single in split_pack(pack)], most, tokens):
+            end = at + len(part.branches)
+            found.append(part if pack.features is None else replace(part, features=pack.features[at:end]))
+            at = end
+    return found
+
+
 def by_group(encoded: Iterable[EncodedExample]) -> Iterator[list[EncodedExample]]:
     """Examples that follow each other and belong to one problem and domain, together."""
     group: list[EncodedExample] = []

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
@@ -130,7 +131,7 @@ def check_replaceable(out: Path, mark: str, own: Iterable[str], what: str, *, ov
     Args:
         out: the folder.
         mark: the file by which a folder is known to be what is replaced.
-        own: patterns of the names of its files.
+        own: patterns of the paths of its files, see `check_own`.
         what: what it is, as in "a run folder".
         overwrite: whether it is to be replaced.
     """
@@ -145,13 +146,66 @@ def check_replaceable(out: Path, mark: str, own: Iterable[str], what: str, *, ov
 
 
 def check_own(out: Path, own: Iterable[str], what: str) -> None:
-    """Raise `ConfigurationError` if a folder that is to be replaced holds anything but its own files, given as patterns."""
-    foreign = sorted(path.name for path in out.iterdir() if not any(fnmatch(path.name, name) for name in own))
-    if foreign:
+    """Raise `ConfigurationError` if a folder that is to be replaced holds anything but its own files; changes nothing.
+
+    Args:
+        out: the folder.
+        own: patterns of paths in it ("stages/invariant/*.json"): * stands for what has no slash in it, and ** at the end for all
+            that lies in a folder. A link is looked at, and removed, as one file.
+        what: what it is, as in "a run folder".
+    """
+    foreign = next(_foreign(out, _patterns(own)), None)
+    if foreign is not None:
         raise ConfigurationError(
-            f"{out} holds {foreign[0]}, which is none of its files; {what} is replaced only where it holds nothing else: move it, "
-            "or choose another --out"
+            f"{out} holds {foreign.relative_to(out)}, which is none of its files; {what} is replaced only where it holds nothing "
+            "else: move it, or choose another --out"
         )
+
+
+def remove_own(out: Path, own: Iterable[str]) -> None:
+    """Remove from a folder its own files, given as patterns (`check_own`), and the folders in it that are empty then."""
+    _remove(out, _patterns(own))
+
+
+def _patterns(own: Iterable[str]) -> list[tuple[str, ...]]:
+    return [tuple(path.split("/")) for path in own]
+
+
+def _below(path: Path, patterns: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """What is left of the patterns whose first part names a path."""
+    return [pattern[1:] for pattern in patterns if pattern and fnmatch(path.name, pattern[0])]
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _foreign(folder: Path, patterns: list[tuple[str, ...]]) -> Iterator[Path]:
+    """The paths in a folder that no pattern names."""
+    for path in sorted(folder.iterdir()):
+        below = _below(path, patterns)
+        if not _is_folder(path):
+            if () not in below and not (below and path.is_symlink()):
+                yield path
+        elif not any(below):
+            yield path
+        elif ("**",) not in below:
+            yield from _foreign(path, below)
+
+
+def _remove(folder: Path, patterns: list[tuple[str, ...]]) -> None:
+    """Remove from a folder what the patterns name."""
+    for path in folder.iterdir():
+        below = _below(path, patterns)
+        if not _is_folder(path):
+            if () in below or (below and path.is_symlink()):
+                path.unlink()
+        elif ("**",) in below:
+            shutil.rmtree(path)
+        elif any(below):
+            _remove(path, below)
+            with contextlib.suppress(OSError):  # it holds something else
+                path.rmdir()
 
 
 def _check_place(folder: Path, what: str) -> None:

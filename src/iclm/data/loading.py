@@ -150,7 +150,7 @@ def overlap(one: DataSource, other: DataSource) -> bool:
     """Whether two sources can ask the same problems, however many of them and in whatever rendering, wording or answer set.
 
     Generated problems are the same where what they are drawn from, split and seed are; of CORR2CAUSE, which has few, whatever
-    the seeds. Files are the same by name, data sets by name, configuration and split.
+    the seeds. Files are the same by name, and by content where that is noted (`pinned`), data sets by name, configuration and split.
 
     Raises:
         ConfigurationError: there is no such configuration of RAVEN.
@@ -169,8 +169,9 @@ def _pools(source: DataSource) -> set[tuple[Any, ...]]:
     if source.pvr is not None:
         return {("PVR", source.pvr, source.complexity, source.split, source.seed)}
     if source.file is not None:
-        return {("file", source.file.resolve())}
-    return {("data set", source.dataset, source.config, source.split)}
+        named = {("file", source.file.resolve())}
+        return named if source.sha256 is None else named | {("content", source.sha256)}
+    return {("data set", str(source.dataset).removeprefix("hf:"), source.config, source.split)}
 
 
 def refuse_trained(

@@ -183,16 +183,7 @@ def load_base(
     check_quantization(quantization)
     location = locate_base(name)
     torch_dtype = resolve_dtype(dtype)
-    config_kwargs = {key: kwargs[key] for key in ("revision", "token", "local_files_only") if key in kwargs}
-    try:
-        config = AutoConfig.from_pretrained(location, **config_kwargs)
-    except Exception as error:
-        raise BackboneError(
-            f"base {name!r} is no folder in {Path.cwd()}, and cannot be loaded from the hub: {_first_line(error)}; give smollm2-135m, "
-            "a folder, a .gguf file or a hub id"
-            if location == name and not Path(name).is_dir()
-            else f"base {name!r} cannot be loaded: {_first_line(error)}"
-        ) from error
+    config = _load_config(name, location, kwargs)
     require_decoder(name, config)
     if quantization != "none" and getattr(config, "quantization_config", None) is not None:
         raise BackboneError(
@@ -211,6 +202,20 @@ def load_base(
         raise BackboneError(f"base {name!r}: its weights cannot be loaded: {_first_line(error)}") from error
     model.iclm_loaded = Loaded(quantization, known)
     return freeze(model)
+
+
+def _load_config(name: str, location: str, options: dict[str, Any]) -> Any:
+    """The configuration of a base, where there is one of that name; raises `BackboneError`."""
+    try:
+        known = {key: options[key] for key in ("revision", "token", "local_files_only") if key in options}
+        return AutoConfig.from_pretrained(location, **known)
+    except Exception as error:
+        raise BackboneError(
+            f"base {name!r} is no folder in {Path.cwd()}, and cannot be loaded from the hub: {_first_line(error)}; give smollm2-135m, "
+            "a folder, a .gguf file or a hub id"
+            if location == name and not Path(name).is_dir()
+            else f"base {name!r} cannot be loaded: {_first_line(error)}"
+        ) from error
 
 
 def require_decoder(name: str, config: Any) -> None:
@@ -236,11 +241,12 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base; a missing pad token becomes the end-of-text token (else that of the start, or of what is unknown)."""
+    location = locate_base(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate_base(name), **kwargs)
-    except BackboneError:
-        raise
+        tokenizer = AutoTokenizer.from_pretrained(location, **kwargs)
     except Exception as error:
+        if location == name:  # the name may be that of nothing
+            _load_config(name, location, kwargs)
         raise BackboneError(f"base {name!r}: its tokenizer cannot be loaded: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token

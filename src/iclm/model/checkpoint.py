@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +20,26 @@ if TYPE_CHECKING:
     from iclm.model.modeling_iclm import ICLMForCausalLM
 
 WEIGHTS = "model.safetensors"
+PART = ".config.part"  # the folder that configurations are written to before they take their place
 
 
 def write(folder: Path, model: ICLMForCausalLM, state: dict[str, torch.Tensor]) -> None:
-    """Write configuration and own state to a folder; each file is whole or not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
-    write_tensors(
-        folder / WEIGHTS, {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    )
+    """Write configuration and own state to a folder; each file is whole or as it was, and none changes before all can be written."""
+    part = folder / PART
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(part)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(part)
+        write_tensors(
+            folder / WEIGHTS, {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+        )
+        for path in sorted(part.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -31,6 +31,11 @@ WHOLE_NUMBERS = (
     "mix_rank",
     "mi_projection",
     "mi_queue",
+    "seed",
+)
+FINITE_NUMBERS = (
+    *("lora_alpha", "lora_dropout", "router_temperature", "codebook_decay", "dead_code_threshold", "mi_temperature"),
+    *("router_weight", "mi_weight", "invariant_weight", "domain_weight"),
 )
 RESERVED = ("mixture", "invariant", "oracle", "base")  # names of figures, never of a domain module
 MIXES = ("fixed", "gate", "low_rank")
@@ -71,7 +76,7 @@ class ICLMConfig(PreTrainedConfig):
         router_dim: dimensions of the features after the reduction.
         router_temperature: of the gates: the higher, the more even the weights.
         codebook_decay, dead_code_threshold: exponential moving average of the codes, and the average number of examples
-            a batch below which a code is replaced by a feature of the batch.
+            a batch below which a code is replaced by a feature of the batch; 0 means that none is, and that idle codes stay.
         aggregator: "mix" (the base head on a weighted mean of the states), "concat" (a 2H -> V head on both), "logits" or
             "probas" (a weighted mean of the modules' logits or probabilities).
         mix: how the weight of the invariant side is learned: "fixed" at one half, "gate" (one scalar), and for
@@ -111,7 +116,7 @@ class ICLMConfig(PreTrainedConfig):
         router_dim: int = 32,
         router_temperature: float = 1.0,
         codebook_decay: float = 0.99,
-        dead_code_threshold: float = 0.1,
+        dead_code_threshold: float = 0.0,
         aggregator: str = "mix",
         mix: str = "fixed",
         mix_rank: int = 8,
@@ -253,6 +258,16 @@ class ICLMConfig(PreTrainedConfig):
             optional = name in ("split_layer", "router_layer", "mi_projection")
             whole = isinstance(value, int) and not isinstance(value, bool)
             require(whole or (optional and value is None), f"{name} is {value!r}; it must be a whole number")
+        for name in FINITE_NUMBERS:
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            require(number, f"{name} is {value!r}; it must be a finite number")
+        targets = self.target_modules
+        require(
+            isinstance(targets, str)
+            or (isinstance(targets, (list, tuple)) and all(isinstance(t, str) for t in targets)),
+            f"target_modules is {targets!r}; use attention, all-linear or a list of name endings",
+        )
         require(isinstance(self.router, str), f"router is {self.router!r}; it must be a name")
         require(self.method in METHODS, f"method is {self.method!r}; use one of {', '.join(METHODS)}")
         require(self.ablation in ABLATIONS, f"ablation is {self.ablation!r}; use one of {', '.join(ABLATIONS)}")
@@ -274,11 +289,14 @@ class ICLMConfig(PreTrainedConfig):
                 1 <= self.active_domains <= self.num_domains,
                 f"active_domains is {self.active_domains}; it must lie between 1 and num_domains = {self.num_domains}",
             )
-        require(math.isfinite(self.lora_alpha), f"lora_alpha is {self.lora_alpha}; it must be a finite number")
         require(self.lora_rank >= 1, f"lora_rank is {self.lora_rank}; it must be at least 1")
         require(0 <= self.lora_dropout < 1, f"lora_dropout is {self.lora_dropout}; it must lie in [0, 1)")
         require(self.router_dim >= 1, f"router_dim is {self.router_dim}; it must be at least 1")
         require(0 < self.codebook_decay < 1, f"codebook_decay is {self.codebook_decay}; it must lie in (0, 1)")
+        require(
+            self.dead_code_threshold >= 0,
+            f"dead_code_threshold is {self.dead_code_threshold}; it must not be negative",
+        )
         require(self.aggregator in AGGREGATORS, f"aggregator is {self.aggregator!r}; use {' or '.join(AGGREGATORS)}")
         require(self.mix in MIXES, f"mix is {self.mix!r}; use one of {', '.join(MIXES)}")
         require(
@@ -352,7 +370,7 @@ class ICLMConfig(PreTrainedConfig):
             f"router_reduction is {self.router_reduction!r}; use one of {', '.join(REDUCTIONS)}",
         )
         require(
-            0 < self.router_temperature < math.inf,
+            self.router_temperature > 0,
             f"router_temperature is {self.router_temperature}; it must be positive",
         )
 

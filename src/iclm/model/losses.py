@@ -3,8 +3,11 @@
     loss = LM(mixture) + w_router router + w_mi MI + w_inv LM(invariant) + w_dom LM(domain)  ( + critic )
 
 LM is the mean negative log-likelihood of the labelled tokens; under gradient accumulation every term is the batch's share
-of the accumulated step, so that accumulation changes nothing but MI, which is estimated from a batch. The critic's term is there where the estimate of MI has
-parameters of its own; it moves nothing else, and is there in training only. Gendron et al. 2024, section 3.
+of the accumulated step, so that accumulation changes nothing of the LM terms while the routes stay. How a step is cut into batches does
+change what is estimated from a batch: MI and its critic, the load balance of a gate, the codes of router vq, which move with every
+batch; and the router's and the MI term are weighted by a batch's share of the labelled tokens, not of its examples. The critic's term is
+there where the estimate of MI has parameters of its own; it moves nothing else, and is there in training only. Gendron et al. 2024,
+section 3.
 """
 
 from __future__ import annotations

@@ -26,6 +26,9 @@ from iclm.errors import BackboneError, ConfigurationError
 from iclm.model.configuration_iclm import ICLMConfig
 from iclm.model.plan import ActivationPlan
 
+# arguments of a layer whose first dimension is never the batch: MPT's is [heads, 1, tokens]
+_OF_HEADS = ("position_bias",)
+
 
 class Activation:
     """What the adapted layers need to know during one forward pass: the plan, and what was expanded for it already.
@@ -236,7 +239,7 @@ class AdaptedLayer(nn.Module):
             return self.layer(hidden_states, *args, **kwargs)
         hidden_states = activation.expand(hidden_states)
         args = activation.expand(args)
-        kwargs = activation.expand(kwargs)
+        kwargs = {name: value if name in _OF_HEADS else activation.expand(value) for name, value in kwargs.items()}
 
         def run(hidden: torch.Tensor) -> Any:
             if activation.plan is None:

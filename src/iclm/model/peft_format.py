@@ -265,7 +265,7 @@ def from_adapters(
         base: name of the base model, or a loaded one, which is frozen and adapted in place.
         adapters: name of each domain module and the PEFT folder that it comes from, in the order of their numbers.
         dtype, quantization: of the base's weights, as in `ICLMForCausalLM.from_base`.
-        settings: fields of `ICLMConfig`, which go before what the adapters ask for.
+        settings: fields of `ICLMConfig` other than num_domains and domain_names; they go before what the adapters ask for.
 
     Raises:
         ICLMError: no adapter, one that cannot be read or does not fit, or a setting out of its range.
@@ -273,6 +273,9 @@ def from_adapters(
     if not adapters:
         raise ConfigurationError("adapters is empty; name at least one PEFT folder")
     check_settings(settings)
+    for name, what in (("num_domains", "number"), ("domain_names", "names")):
+        if name in settings:
+            raise ConfigurationError(f"{name} is given, which is the {what} of the adapters; leave it out")
     read = [read_adapter(folder) for folder in adapters.values()]
     if isinstance(base, str):
         settings.setdefault("base", {"name": place_of(base)})

@@ -30,6 +30,8 @@ class RoutingMixin:
     dtype: Any
     get_decoder: Any
     no_packing: str | None
+    matched_domains: frozenset[int] | None = None
+    """The domains that the module of their number got an example of when the router was fitted; None where that is not known."""
 
     def _run_decoder(
         self,
@@ -178,5 +180,9 @@ class RoutingMixin:
             raise ConfigurationError("fit_router got no batch; a router is started from training examples")
         joined, every = torch.cat(features), -(-sum(map(len, features)) // ROUTER_UNITS)
         known = self.router.level == "input" and sum(map(len, domains)) == len(joined)
-        self.router.fit(joined[::every], torch.cat(domains)[::every] if known else None)
+        units, numbers = joined[::every], torch.cat(domains)[::every] if known else None
+        self.router.fit(units, numbers)
+        if numbers is not None:
+            nearest = torch.cdist(self.router.project(units.float()), self.router.codes.float()).argmin(1)
+            self.matched_domains = frozenset(numbers[nearest == numbers].tolist())
         return len(joined)

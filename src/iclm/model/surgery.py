@@ -114,8 +114,9 @@ def add_module(
             module's code is their mean. Needed by a router with codes; none other takes it.
 
     Returns:
-        The number i of the new domain module. A prompt nearer to its code than to any other goes to it from now on; all
-        other routes stay, but for a `soft` router, which weighs all modules.
+        The number i of the new domain module. With one active module a prompt nearer to its code than to any other goes to it from
+        now on, and all other routes stay. With several it may be among the active ones of any prompt, and a gate (`soft`, `topk`,
+        `gumbel`) weighs it by what it has learned, which is nothing of this code.
 
     Raises:
         ConfigurationError: a name that another module has, weights or features that do not fit, or a model that cannot
@@ -157,7 +158,8 @@ def add_module(
 def remove_module(model: ICLMForCausalLM, number: int, *, with_code: bool = False) -> None:
     """Remove a domain module, in place; those after it move down by one, their weights and codes bitwise the same.
 
-    Prompts that went to another module go there still; those of the removed module go to the nearest code that is left.
+    With one active module prompts that went to another go there still, and those of the removed one to the nearest code that is left;
+    with several, the next nearest takes its place among the active ones.
 
     Args:
         number: i of the domain module.

@@ -36,7 +36,7 @@ def write_report(found: Collected, summary: dict[str, Any], out: Path, *, overwr
 
     Args:
         found: the finished jobs.
-        summary: what `iclm.studies.study.groups.summarise` found in them.
+        summary: what `iclm.studies.study.summary.summarise` found in them.
         out: a folder, made if need be; other files in it stay, but for the plots of an earlier report.
 
     Returns:

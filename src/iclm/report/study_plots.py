@@ -16,7 +16,8 @@ from typing import Any
 
 from iclm.report.plots import COLOURS, DOTS_PER_INCH, MARKS, empty_figure, short
 from iclm.report.study_tables import names_of, way_of, ways_of_asking
-from iclm.studies.study.groups import AGAINST_WHOLE, IN, MAIN, OUT
+from iclm.studies.study.groups import IN, MAIN, OUT
+from iclm.studies.study.summary import AGAINST_WHOLE
 
 
 def write_plots(summary: dict[str, Any], folder: Path) -> list[Path]:

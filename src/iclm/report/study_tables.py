@@ -28,23 +28,12 @@ from typing import Any
 
 from rich.table import Table
 
-from iclm.data.acre.problem import ON
 from iclm.report.paper import FIGURES, SOURCE
-from iclm.studies.study.groups import (
-    AGAINST_FURTHER,
-    AGAINST_MIXTURE,
-    AGAINST_REFERENCE,
-    AGAINST_WHOLE,
-    IN,
-    MAIN,
-    OUT,
-)
-from iclm.studies.study.rows import BY_EXCLUSION, INDIRECT, ROUTED
-from iclm.studies.study.statistics import mean_over_seeds
+from iclm.studies.study.groups import IN, MAIN, OUT
+from iclm.studies.study.rows import BY_EXCLUSION, INDIRECT, POTENTIAL, ROUTED
+from iclm.studies.study.summary import AGAINST_FURTHER, AGAINST_MIXTURE, AGAINST_REFERENCE, AGAINST_WHOLE
 
 HARD = INDIRECT  # the kind of question that stands beside every overall figure
-# of ACRE, what nothing settles: to a rule that excludes nothing, what needs exclusion looks like these
-OPEN = "potential"
 NONE = "–"
 
 
@@ -150,9 +139,11 @@ class _Part:
         self.summary, self.data = summary, way[0]
         self.name, self.title = names_of(way)
         self.reference = summary["references"][self.data]
-        self.groups, self.figures, self.comparisons = (
-            [entry for entry in summary[key] if way_of(entry) == way] for key in ("groups", "figures", "comparisons")
+        self.groups, self.figures, inference, self.comparisons = (
+            [entry for entry in summary[key] if way_of(entry) == way]
+            for key in ("groups", "figures", "inference", "comparisons")
         )
+        self.told_apart = {(one["group"], one["format"], one["method"]): one for one in inference}
         self.by_key = {
             (f["group"], f["format"], f["kind"], f["method"], f["module"]): f for f in self.figures
         }  # every group × method × module once
@@ -195,8 +186,8 @@ class _Part:
     def inference_table(self) -> Grid | None:
         """Questions of ACRE that need exclusion, all of which have the answer on, beside potential ones, all undetermined.
 
-        Whoever excludes nothing answers on as often to the one as to the other; what is told apart is the difference. It is at least
-        the sum of both accuracies less 1, as what is answered undetermined is not answered on.
+        Whoever excludes nothing answers on as often to the one as to the other; what is told apart is the difference
+        (`iclm.studies.study.inference`).
         """
         found = [(g["group"], g["format"]) for g in self.groups if g["kind"] == BY_EXCLUSION]
         pools = [name for name in (IN, OUT) if any(group == name for group, _ in found)]
@@ -207,8 +198,8 @@ class _Part:
             for form in forms:
                 cells = []
                 for name in pools:
-                    pair = [self.by_key.get((name, form, kind, method, module)) for kind in (BY_EXCLUSION, OPEN)]
-                    cells += [*map(share, pair), _told_apart(*pair)]
+                    pair = [self.by_key.get((name, form, kind, method, module)) for kind in (BY_EXCLUSION, POTENTIAL)]
+                    cells += [*map(share, pair), _told_apart(self.told_apart.get((name, form, method)))]
                 rows.append([method if form is None else f"{method}, {form}", *cells])
         asked = ("on, by exclusion", "undetermined, potential", "told apart")
         header = ["method", *(f"{name}: {what}" for name in pools for what in asked)]
@@ -261,22 +252,12 @@ class _Part:
         yield self.comparison_table("parts", AGAINST_MIXTURE, title, [g for g in columns if g["kind"] is None])
 
 
-def _told_apart(hard: dict[str, Any] | None, easy: dict[str, Any] | None) -> str:
-    """How much more often on was answered where it is right by exclusion than where nothing is settled, with its interval.
-
-    Where the rows do not say what was answered it is at least the sum of both accuracies less 1, which stands there as a bound.
-    """
-    if hard is None or easy is None or hard["seeds"] != easy["seeds"]:
+def _told_apart(found: dict[str, Any] | None) -> str:
+    """What is told apart with its interval, for instance "+0.217 [+0.004 +0.430]"; a bound begins with ≥."""
+    if found is None:
         return NONE
-    exact = "taken" in hard and "taken" in easy
-    if exact:
-        on = [[row[ON] if len(row) > ON else 0.0 for row in figure["taken"]] for figure in (hard, easy)]
-        values = [one - two for one, two in zip(*on, strict=True)]
-    else:
-        values = [one + two - 1 for one, two in zip(hard["values"], easy["values"], strict=True)]
-    found = mean_over_seeds(values, bounds=(-1.0, 1.0))
-    cell = signed(found.value) + ("" if found.low is None else f" [{found.low:+.3f} {found.high:+.3f}]")
-    return cell if exact else f"≥ {cell}"
+    bound = "" if found["exact"] else "≥ "
+    return f"{bound}{signed(found['value'])} [{found['low']:+.3f} {found['high']:+.3f}]"
 
 
 def _heading(group: dict[str, Any]) -> str:
@@ -416,7 +397,7 @@ def grids(summary: dict[str, Any]) -> list[Grid]:
     """All tables of a study.
 
     Args:
-        summary: what `iclm.studies.study.groups.summarise` found.
+        summary: what `iclm.studies.study.summary.summarise` found.
     """
     parts = [_Part(summary, way) for way in ways_of_asking(summary)]
     found: list[Grid | None] = []

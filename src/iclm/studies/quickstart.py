@@ -20,7 +20,7 @@ import numpy as np
 
 from iclm.data.collation import EncodedExample, encode
 from iclm.data.files import atomic_write
-from iclm.data.loading import read_source
+from iclm.data.loading import read_source, source_name
 from iclm.errors import ConfigurationError
 from iclm.evaluation.evaluate import ModuleResult, dependence_of, evaluate_choices, routing_of
 from iclm.evaluation.metrics import majority_baseline
@@ -68,7 +68,7 @@ def lora_recipe(recipe: Recipe) -> Recipe:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise `ConfigurationError` unless the recipe trains an ICLM on both formats as domains of that name."""
+    """Raise `ConfigurationError` unless the recipe trains an ICLM on ACRE IID in both formats, domains of that name."""
     if recipe.method != "iclm":
         raise ConfigurationError(
             f"method is {recipe.method!r}; the quickstart trains an ICLM, and plain LoRA beside it"
@@ -76,6 +76,11 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.model.num_domains < len(FORMATS):
         raise ConfigurationError(
             f"model.num_domains is {recipe.model.num_domains}; the quickstart has {len(FORMATS)} domains"
+        )
+    others = [source_name(source) for source in recipe.data.train if source.acre != "IID"]
+    if others:
+        raise ConfigurationError(
+            f"data.train holds {others[0]}; the quickstart trains on ACRE IID, and its table calls Sys out of distribution"
         )
     domains = {source.domain or source.format for source in recipe.data.train}
     if domains != set(FORMATS):

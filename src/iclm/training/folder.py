@@ -4,9 +4,11 @@ RUN/config.json, generation_config.json, model.safetensors     the ICLM (our own
 RUN/tokenizer.json, ...                                        the base's tokenizer
 RUN/recipe.yaml                                                the recipe, every field written out
 RUN/log.jsonl                                                  a line for every logging step; `step` counts through all stages
+RUN/log_before_removal.jsonl                                   the same, of a run from which a module was removed since
 RUN/run.json                                                   domains, examples, stages, seconds, versions; written last
 RUN/stages/invariant/                                          two_stage: the end of the first stage, a run folder itself
-RUN/checkpoints/                                               to resume from, while training; of two_stage a folder a stage
+RUN/checkpoints/                                               the Trainer's, to resume from; of two_stage a folder a stage;
+                                                               gone, with all that is in it, when the training ends
 """
 
 from __future__ import annotations
@@ -17,20 +19,20 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import TrainerCallback
 
-from iclm.data.files import atomic_write, check_folder_place, check_own
+from iclm.data.files import atomic_write, check_folder_place, check_own, remove_own
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.runs import FINISHED
-from iclm.model.checkpoint import read_json
+from iclm.model.checkpoint import PART, WEIGHTS, read_json
 from iclm.recipe import Recipe, dump_recipe, parse_recipe
+from iclm.training.processes import wait_for_all
 from iclm.training.stages import Stage, stages_of
 from iclm.training.trainer import checkpoint_step
 
@@ -38,27 +40,36 @@ CHECKPOINTS = "checkpoints"
 STAGES = "stages"
 RECIPE = "recipe.yaml"
 LOG = "log.jsonl"
-# what a run leaves: model and tokenizer as transformers writes them, and what commands add to a run
-OURS: tuple[str, ...] = (
-    RECIPE,
-    LOG,
-    FINISHED,
-    STAGES,
-    CHECKPOINTS,
-    "diagnosis",
-    "quickstart.json",
-    "quickstart.jsonl",
-    "lora",
+LOG_BEFORE_REMOVAL = "log_before_removal.jsonl"  # its figures by module have numbers that modules had then
+CLOCK = "seconds.json"  # in a checkpoint, its last file: how long the training had taken, and in how many processes
+TRAINER_STATE = "trainer_state.json"
+
+# the patterns of what is ours in a run folder (`check_own`), which --overwrite may remove; anything else there is not
+_UNFINISHED = (".iclm-????????????????.tmp", f".{WEIGHTS}.part", f"{PART}/*.json")
+_TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    *("vocab.json", "vocab.txt", "vocab-src.json", "vocab-tgt.json", "merges.txt", "bpe.codes", "dict.txt"),
+    *("tokenizer.model", "tiktoken.model", "spiece.model", "spm.model"),
+    *("sentencepiece.model", "sentencepiece.bpe.model"),
 )
-OURS += ("config.json", "generation_config.json", "*.safetensors", "*.index.json", ".*.part", ".*.tmp")
-OURS += ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*chat_template*")
-# of these what a run leaves that has not ended
-BEGUN: tuple[str, ...] = (RECIPE, LOG, STAGES, CHECKPOINTS)
-CLOCK = "seconds.json"  # in a checkpoint: how long the training had taken, and in how many processes
+_SAVED = ("config.json", "generation_config.json", WEIGHTS, *_TOKENIZER, FINISHED, *_UNFINISHED)
+_PLOTS = ("routing.png", "features.png", "training.png", "swap.png", "accuracy.png")
+_DIAGNOSIS = tuple(f"diagnosis/{name}" for name in ("diagnosis.json", *_PLOTS, *_UNFINISHED))
+_ENDED = (*_SAVED, *_DIAGNOSIS)
+_STAGE_ENDS = tuple(f"{STAGES}/{folder}/{name}" for folder in ("invariant", ".invariant.part") for name in _ENDED)
+# what a run leaves that has not ended
+BEGUN: tuple[str, ...] = (RECIPE, LOG, *_STAGE_ENDS, f"{CHECKPOINTS}/**", *_UNFINISHED)
+_RUN = (*BEGUN, LOG_BEFORE_REMOVAL, *_ENDED)
+OURS: tuple[str, ...] = (*_RUN, "quickstart.json", "quickstart.jsonl", *(f"lora/{name}" for name in _RUN))
 
 
 def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:
     """Raise `ConfigurationError` if a run cannot be made in a folder; changes nothing."""
+    if overwrite and resume:
+        raise ConfigurationError(
+            f"--overwrite and --resume exclude each other: the one replaces {out}, the other goes on with it; give one of them"
+        )
     check_folder_place(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
@@ -83,11 +94,10 @@ def _is_run(out: Path) -> bool:
     return alone and found is not None and dump_recipe(found) == (out / RECIPE).read_text(encoding="utf-8")
 
 
-def clear_folder(out: Path, names: Sequence[str] = OURS) -> None:
-    """Remove from a folder what has one of some names; the folder stays, as it may be a link, or the current one."""
-    for child in out.iterdir() if out.is_dir() else ():
-        if any(fnmatch(child.name, name) for name in names):
-            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+def clear_folder(out: Path, own: Iterable[str] = OURS) -> None:
+    """Remove what is ours from a folder, if there is one; it stays, as it may be a link, or the current one."""
+    if out.is_dir():
+        remove_own(out, own)
 
 
 def checkpoints_of(out: Path, stage: Stage) -> Path:
@@ -189,9 +199,17 @@ def _recipe(path: Path) -> Recipe | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]  # written last
-    return max(whole, key=checkpoint_step, default=None)
+    """The newest checkpoint that is whole: one that was cut off while it was written is passed over for the one before."""
+    return max(filter(_is_whole, folder.glob("checkpoint-*")), key=checkpoint_step, default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint has what is written last: the Trainer's state, that of every process, and the clock."""
+    if not (checkpoint / CLOCK).is_file():
+        return False
+    count = read_json(checkpoint / CLOCK).get("processes", 1)
+    random = ["rng_state.pth"] if count == 1 else [f"rng_state_{number}.pth" for number in range(count)]
+    return all((checkpoint / name).is_file() for name in (TRAINER_STATE, *random))
 
 
 def keep_log(path: Path, step: int) -> None:
@@ -248,7 +266,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 class Clock(TrainerCallback):
     """Keeps in each checkpoint how many seconds the training has taken, those before it was resumed included, and in how many
-    processes."""
+    processes. It is the last thing written there; only then the checkpoints before it go."""
 
     def __init__(self, before: float) -> None:
         self.before, self.started = before, time.perf_counter()
@@ -259,11 +277,15 @@ class Clock(TrainerCallback):
         return self.before + time.perf_counter() - self.started
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write them beside the checkpoint's own files."""
+        """Write them beside the checkpoint's own files, and remove the other checkpoints."""
+        wait_for_all()  # each has written its random state
         if not state.is_world_process_zero:
             return
-        found = {"seconds": self.seconds, "processes": args.world_size}
-        write_record(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CLOCK, found)
+        here = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_record(here / CLOCK, {"seconds": self.seconds, "processes": args.world_size})
+        for folder in here.parent.glob("checkpoint-*"):
+            if folder != here:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class LogFile(TrainerCallback):

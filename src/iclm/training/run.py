@@ -11,6 +11,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.runs import FINISHED, context_length, diverged
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.model.checkpoint import load_own_state, read_weights
+from iclm.model.configuration_iclm import default_name
 from iclm.model.quantization import check_quantization
 from iclm.recipe import Recipe, dump_recipe, parse_recipe
 from iclm.training.features import with_features
@@ -77,6 +79,7 @@ def training_arguments(recipe: Recipe, out: Path, stage: Stage | None = None) ->
         output_dir=str(checkpoints_of(out, stage)),
         num_train_epochs=stage.epochs,
         per_device_train_batch_size=section.batch_size,
+        per_device_eval_batch_size=section.batch_size,
         auto_find_batch_size=section.auto_find_batch_size,
         gradient_accumulation_steps=section.gradient_accumulation,
         learning_rate=section.learning_rate,
@@ -89,7 +92,7 @@ def training_arguments(recipe: Recipe, out: Path, stage: Stage | None = None) ->
         logging_steps=section.logging_steps,
         save_strategy="no" if section.save_steps is None else "steps",
         save_steps=section.save_steps or 500,
-        save_total_limit=1,
+        save_total_limit=2,  # the one before goes when the new one is whole (`Clock`)
         report_to=section.report_to or "none",
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -161,13 +164,15 @@ def train(
     resume: bool = False,
     on_log: Callable[[dict[str, float]], None] | None = None,
     progress_bar: bool = True,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[ICLMForCausalLM, dict[str, Any]]:
     """Train as the recipe says and leave a run folder.
 
     Args:
         overwrite: replace an existing run folder.
-        resume: go on from the last checkpoint of an interrupted run with the same recipe.
+        resume: go on from the last checkpoint of an interrupted run with the same recipe; from the start, if there is none.
         on_log: called with each line of the log.
+        say: called with a line where a run that should be resumed starts over.
 
     Returns:
         The trained model in evaluation mode, and what run.json says.
@@ -195,13 +200,17 @@ def train(
     if recipe.training.compile:
         model.compile_layers()
     names = _first_weights(recipe, out, model, place, domains)
-    model.config.domain_names = names or None
     if recipe.training.cache_features:
         packs = with_features(model, packs, tokenizer.pad_token_id, progress_bar=progress_bar and is_first())
     if place.weights is None:
         _start_router(recipe, model, packs, tokenizer.pad_token_id)
+        names = _matched_names(model, domains, names)
+    model.config.domain_names = names or None
     wait_for_all()  # each has looked at the folder
     if is_first():
+        if resume and place.weights is None:
+            hint = "" if recipe.training.save_steps else "; set training.save_steps to have some"
+            say(f"no checkpoint in {out}: starts at step 0{hint}")
         if place.weights is None:
             clear_folder(out, BEGUN if resume else OURS)
         try:
@@ -213,7 +222,7 @@ def train(
         keep_log(out / LOG, place.step)
     wait_for_all()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    known: dict[str, Any] = {"method": recipe.method, "base": recipe.base, "domains": list(domains)}
+    known: dict[str, Any] = {"method": recipe.method, "base": recipe.base, **_record_of(model.config, domains)}
     known |= {"chat": True} if any(source.chat for source in recipe.data.train) else {}
     records = list(place.records)
     for stage, settings in zip(place.left, arguments, strict=True):
@@ -327,6 +336,35 @@ def _start_router(recipe: Recipe, model: ICLMForCausalLM, packs: list[Pack], pad
         model.fit_router(
             router_batches(packs, section.batch_size, recipe.seed, pad, section.router_examples, section.batch_tokens)
         )
+
+
+def _matched_names(model: ICLMForCausalLM, domains: dict[str, int], names: list[str]) -> list[str]:
+    """The names without those of domains whose module got none of their examples when the router was fitted, which is warned of."""
+    matched = model.matched_domains
+    lost = [
+        (name, number)
+        for name, number in domains.items()
+        if matched is not None and number not in matched and number < len(names) and names[number] == name
+    ]
+    for name, number in lost:
+        if is_first():
+            warnings.warn(
+                f"the router tells no module of its own for domain {name!r} from the others, so {default_name(number)} is not "
+                "called by it; see iclm diagnose for where its examples go",
+                stacklevel=3,
+            )
+        names = [*names[:number], default_name(number), *names[number + 1 :]]
+    return names
+
+
+def _record_of(config: ICLMConfig, domains: dict[str, int]) -> dict[str, Any]:
+    """The domains as run.json has them: one whose number is that of a module which is not its own has one beyond all modules."""
+    numbers, owners = dict(domains), config.names_after(domains)
+    beyond = config.num_domains
+    for name, number in domains.items():
+        if number < len(owners) and owners[number] == name and config.names[number] == default_name(number) != name:
+            numbers[name], beyond = beyond, beyond + 1
+    return {"domains": list(domains), **({} if numbers == domains else {"domain_modules": numbers})}
 
 
 def _end_stage(folder: Path, model: ICLMForCausalLM, tokenizer: Any, record: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ A change makes a whole run folder: under a hidden name beside its place, which i
 
     config.json, model.safetensors, run.json     written anew; run.json also says what was `changes`d
     the tokenizer, recipe.yaml, stages/, ...     as they were
-    log.jsonl                                    left out by a removal: its figures by module have the old numbers
+    log.jsonl                                    kept by a removal as log_before_removal.jsonl: its figures by module have
+                                                 the old numbers
     diagnosis/                                   left out by a removal or an import: it is of another model
 """
 
@@ -31,7 +32,7 @@ from iclm.model.peft_format import CONFIG, WEIGHTS, fit_adapter, read_adapter, w
 from iclm.model.plan import INVARIANT
 from iclm.model.surgery import add_module, remove_module, rename_module, share_routed_to
 from iclm.recipe import DataSource
-from iclm.training.folder import LOG, OURS, finite, write_folder, write_record
+from iclm.training.folder import LOG, LOG_BEFORE_REMOVAL, OURS, finite, write_folder, write_record
 
 DIAGNOSIS = "diagnosis"  # where `iclm diagnose` leaves what it found, unless told otherwise
 ADAPTER = (CONFIG, WEIGHTS, "README.md")  # what an adapter folder of PEFT holds
@@ -325,7 +326,7 @@ def _change(
     without: Sequence[str] = (),
     removed: int | None = None,
 ) -> dict[str, Any]:
-    """Leave a changed run: all that is in its folder but `without`, what `write` writes, and its record.
+    """Leave a changed run: all that is in its folder but `without`, what `write` writes, and its record; a log is kept by another name.
 
     Args:
         removed: number of the domain module that is gone; later ones moved down by one.
@@ -346,6 +347,8 @@ def _change(
             return [name for name in names if name in without and Path(at) == folder]
 
         shutil.copytree(folder, part, ignore=left_out, symlinks=True, dirs_exist_ok=True)
+        if LOG in without and (folder / LOG).is_file():
+            shutil.copy2(folder / LOG, part / LOG_BEFORE_REMOVAL)
         write(part)
         write_record(part / FINISHED, record)
 

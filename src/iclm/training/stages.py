@@ -79,6 +79,9 @@ def is_invariant(name: str) -> bool:
 class Ramp:
     """The weight of the independence loss over the steps: 0 up to `start`, then rising linearly for `length`.
 
+    Step t of n, counted from 0, lies at the share t / n; the whole weight is reached where that is `start + length` or more, so that with a
+    sum of 1 the last step is one step's rise below it.
+
     Attributes:
         start, length: shares of all steps, `start + length` at most 1.
     """

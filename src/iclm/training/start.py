@@ -74,8 +74,9 @@ def start_from(model: ICLMForCausalLM, folder: Path, domains: dict[str, int]) ->
                 f"training.start_from {folder}: its {field} is {given!r}; this recipe has {wanted!r}"
             )
     known = domains_of(read_record(folder)) if (folder / FINISHED).is_file() else {}
+    known = {name: at for name, at in known.items() if at < saved.num_domains}  # those that have a module
     if model.config.num_domains:
-        _check_domains({name: at for name, at in known.items() if at < saved.num_domains}, domains, folder)
+        _check_domains(known, domains, folder)
     checkpoint.load_own_state(model, checkpoint.read_weights(folder), folder)
     # the code of a domain that comes new to a learned router is not of its number
     own = domains if saved.router == "oracle" else {name: number for name, number in domains.items() if name in known}

@@ -11,6 +11,7 @@ The groups of the optimizer, each with a peak learning rate of its own and all o
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,9 +22,10 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
-from iclm.data.collation import LengthBucketedBatches, Pack, collate
-from iclm.errors import ConfigurationError
+from iclm.data.collation import LengthBucketedBatches, Pack, collate, recut
+from iclm.errors import CheckpointError, ConfigurationError
 from iclm.model import checkpoint
 from iclm.model.health import CollapseWatch, RouterHealth
 from iclm.model.modeling_iclm import ICLMForCausalLM
@@ -35,12 +37,19 @@ from iclm.training.stages import Ramp, Rates, Stage, is_invariant
 def router_batches(
     packs: Sequence[Pack], batch_size: int, seed: int, pad: int, examples: int, batch_tokens: int | None = None
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The first batches of a training, until they hold so many examples: what the router is started from."""
+    """What the router is started from: the first batches of a training, until they hold so many examples.
+
+    Of a domain that none of them holds, the first batch that does comes after them: a module is found for it too.
+    """
     seen = 0
+    lacking = {branch.domain for pack in packs for branch in pack.branches if branch.domain >= 0}
     for numbers in LengthBucketedBatches(packs, batch_size, seed, batch_tokens=batch_tokens):
-        yield collate([packs[number] for number in numbers], pad)
-        seen += sum(len(packs[number].branches) for number in numbers)
-        if seen >= examples:
+        domains = {branch.domain for number in numbers for branch in packs[number].branches}
+        if seen < examples or not lacking.isdisjoint(domains):
+            yield collate([packs[number] for number in numbers], pad)
+            seen += sum(len(packs[number].branches) for number in numbers)
+            lacking -= domains
+        if seen >= examples and not lacking:
             return
 
 
@@ -69,17 +78,20 @@ class ICLMTrainer(Trainer):
 
     Args:
         model: in any mode.
-        args: the Trainer's arguments; `per_device_train_batch_size` counts examples.
+        args: the Trainer's arguments; `per_device_train_batch_size` and `per_device_eval_batch_size` count examples.
         train_dataset, eval_dataset: packs; those of `iclm.training.features.with_features` spare a router above the split
             its extra pass in every step.
         pad: id of the pad token.
         router_examples: how many examples the router is started from.
         batch_tokens: padded tokens of a batch, at most; None means no limit. Where `auto_find_batch_size` makes the
-            batches smaller, it shrinks in proportion.
+            batches smaller, it shrinks in proportion, and packs that are larger are cut.
         rates: learning rates of aggregator, router and critics.
         independence: weight of the independence loss over the steps; None means the same in all.
         stage: what is trained; its `epochs` are those of `args`. None means a joint training.
         kwargs: passed on to the Trainer.
+
+    Raises:
+        ConfigurationError: label smoothing or a loss of one's own is asked for.
     """
 
     model: ICLMForCausalLM
@@ -104,6 +116,10 @@ class ICLMTrainer(Trainer):
             raise ConfigurationError(
                 f"label_smoothing_factor is {args.label_smoothing_factor}; the losses of an ICLM are its own, and know no smoothing"
             )
+        if kwargs.get("compute_loss_func") is not None:
+            raise ConfigurationError(
+                "compute_loss_func is given; the losses of an ICLM are its own: leave it out, or override compute_loss in a subclass"
+            )
         self.router_examples, self.pad, self.batch_tokens = router_examples, pad, batch_tokens
         self.rates, self.independence, self.stage = rates or Rates(), independence or Ramp(), stage or Stage()
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -118,18 +134,34 @@ class ICLMTrainer(Trainer):
             args=args,
             train_dataset=train_dataset,  # type: ignore[arg-type]
             eval_dataset=eval_dataset,  # type: ignore[arg-type]
-            data_collator=lambda packs: collate(packs, pad),  # type: ignore[arg-type]
+            data_collator=functools.partial(collate, pad=pad),  # type: ignore[arg-type]
             **kwargs,
         )
         self.add_callback(_CompleteLog)
 
-    def batches(self, packs: Sequence[Pack], epochs: int = 1, first: int = 0) -> LengthBucketedBatches:
-        """The batches of so many epochs, whose first has the order of epoch `first`."""
-        size, tokens = self._train_batch_size, self.batch_tokens
-        if tokens is not None:  # the size is smaller than asked for where memory ran out
-            tokens = max(1, tokens * size // self.args.train_batch_size)
+    def batches(
+        self, packs: Sequence[Pack], epochs: int = 1, first: int = 0, size: int | None = None
+    ) -> LengthBucketedBatches:
+        """The batches of so many epochs, whose first has the order of epoch `first`.
+
+        Args:
+            size: examples in a batch; None means as many as in training.
+        """
+        size, tokens = self._train_batch_size if size is None else size, self._token_limit
         here = {"processes": self.accelerator.num_processes, "process": self.accelerator.process_index}
         return EvenBatches(packs, size, self.args.seed, epochs, first, tokens, **here)
+
+    @property
+    def _shrunk(self) -> bool:
+        """Whether memory ran out, so that batches are smaller than asked for."""
+        return self.args.auto_find_batch_size and self._train_batch_size < self.args.train_batch_size
+
+    @property
+    def _token_limit(self) -> int | None:
+        """Padded tokens of a batch, at most, in proportion to its examples."""
+        if self.batch_tokens is None:
+            return None
+        return max(1, self.batch_tokens * self._train_batch_size // self.args.train_batch_size)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of training packs; asked for again where memory ran out and the batches are to be smaller."""
@@ -138,12 +170,20 @@ class ICLMTrainer(Trainer):
                 self._beginning = Beginning(self.model, self.optimizer, self._logged_step)
             else:
                 self._begin_again(self._beginning)
-        return self._loader(self.train_dataset, math.ceil(self.args.num_train_epochs), self.stage.first_epoch)
+        packs: Any = self.train_dataset
+        if self._shrunk and packs is not None:
+            packs = recut(packs, self._train_batch_size, self._token_limit)
+        return self._loader(packs, math.ceil(self.args.num_train_epochs), self.stage.first_epoch)
 
     def _begin_again(self, beginning: Beginning) -> None:
         """Undo what the attempt that ran out of memory has learned and counted."""
         beginning.restore(self.model)
-        self.optimizer, self._logged_step = beginning.optimizer, beginning.step
+        self.optimizer = beginning.optimizer
+        self._count_from(beginning.step)
+
+    def _count_from(self, step: int) -> None:
+        """Forget what was kept for the next line of the log: it tells of what comes after a step."""
+        self._logged_step = step
         self._terms.clear()
         self._health.clear()
         self._watch = self._new_watch(self.model)
@@ -154,12 +194,21 @@ class ICLMTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batches of evaluation packs."""
-        return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset)
+        packs = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._loader(packs, size=self.args.eval_batch_size)
 
-    def _loader(self, packs: Any, epochs: int = 1, first: int = 0) -> DataLoader:
+    def _loader(self, packs: Any, epochs: int = 1, first: int = 0, size: int | None = None) -> DataLoader:
         if packs is None:
             raise ValueError("the trainer was given no packs for this")
-        loader = DataLoader(packs, batch_sampler=self.batches(packs, epochs, first), collate_fn=self.data_collator)
+        loader = DataLoader(
+            packs,
+            batch_sampler=self.batches(packs, epochs, first, size),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
         if self.accelerator.num_processes == 1:
             return self.accelerator.prepare(loader)
         # The sampler gives each process its own batches. Accelerate's shares would hide it from the Trainer, which tells it
@@ -179,14 +228,35 @@ class ICLMTrainer(Trainer):
         )
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """Fit the router, unless a checkpoint brings one, and train."""
+        """Fit the router, unless a checkpoint brings one, and train.
+
+        Args:
+            resume_from_checkpoint: folder of a checkpoint, or True for the last one in the arguments' output_dir.
+
+        Raises:
+            CheckpointError: there is none.
+            ConfigurationError: memory runs out with batches of a single example too (`auto_find_batch_size`).
+        """
+        if resume_from_checkpoint is True:
+            place = str(self.args.output_dir)
+            resume_from_checkpoint = get_last_checkpoint(place) if Path(place).is_dir() else None
+            if resume_from_checkpoint is None:
+                raise CheckpointError(f"{place} holds no checkpoint to resume from; leave out resume_from_checkpoint")
         if resume_from_checkpoint:
-            self._logged_step = checkpoint_step(Path(resume_from_checkpoint))
+            self._count_from(checkpoint_step(Path(resume_from_checkpoint)))
         else:
+            self._count_from(0)
             self.fit_router()
         try:
             with self.stage.only(self.model):
-                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+                return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        except RuntimeError as error:
+            if "No executable batch size found" not in str(error):
+                raise
+            raise ConfigurationError(
+                "memory runs out with batches of one example too; give shorter examples, or training.gradient_checkpointing, "
+                "a smaller model.lora_rank or a smaller base"
+            ) from error
         finally:
             self.model.mi_scale = 1.0
             self._beginning = None
@@ -230,8 +300,13 @@ class ICLMTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of the stage; in training its terms and the routes are kept for the next line of the log."""
+        """The loss of the stage; in training its terms and the routes are kept for the next line of the log.
+
+        In evaluation it is that of the batch alone, whatever the other processes have: the Trainer averages over all.
+        """
         training = self.model.training
+        if not training:
+            num_items_in_batch = None
         if training:
             self.model.mi_scale = self.independence.scale(self.state.global_step, self.state.max_steps)
         outputs = model(**inputs, module=self.stage.module, num_items_in_batch=num_items_in_batch)

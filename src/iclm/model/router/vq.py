@@ -3,7 +3,9 @@
     hidden [B, L, H] ─ mean over the prompt's tokens ─▶ standardise ─▶ project ─▶ nearest code ─▶ Route
 
 The codes start from k-means, the best of ten runs (one run alone often merges two domains and splits a third), and follow
-the features by exponential moving average; dead codes are revived (the library vector-quantize-pytorch).
+the features by exponential moving average (the library vector-quantize-pytorch). A code that no unit of a batch goes to stays as it is,
+however rare its domain. With a threshold above 0 dead codes are revived instead: one that fewer units a batch went to, in the moving
+average, becomes a feature of the batch, which is of another domain where its own is only rare or batches are small.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ class VQRouter(LearnedRouter):
         """Send each unit to the modules of its nearest codes."""
         features = self.reduced(units)
         codes = self.codes.clone()  # those that decide: a training step moves them
-        sizes = self.quantiser._codebook.cluster_size.view(-1).clone()
+        learns = self.training and torch.is_grad_enabled()
+        before = self._state() if learns else {}
         _, nearest, loss = self.quantiser(features, freeze_codebook=not torch.is_grad_enabled())
         if self.active == 1:
             indices = nearest[:, None]
@@ -74,7 +77,25 @@ class VQRouter(LearnedRouter):
         else:
             indices, weights, error = self.nearest(features, codes)
         revived = None
-        if self.training and torch.is_grad_enabled():
+        if learns and self.threshold:
             counts = torch.bincount(nearest, minlength=self.num_domains)
-            revived = (sizes.lerp(counts.to(sizes), 1 - self.decay) < self.threshold).sum()
+            sizes = before["cluster_size"].view(-1)
+            dead = (sizes.lerp(counts.to(sizes), 1 - self.decay) < self.threshold).sum()
+            revived = dead.clamp(max=len(features))  # no more at once than there are features to become
+        elif learns:
+            revived = torch.zeros((), dtype=torch.long, device=features.device)
+            self._keep_idle(before)
         return Route(indices, weights, error=error, loss=loss.sum(), revived=revived)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """What a training step moves of the codebook, for each code."""
+        codebook = self.quantiser._codebook
+        return {name: getattr(codebook, name).clone() for name in ("embed", "embed_avg", "cluster_size")}
+
+    def _keep_idle(self, before: dict[str, torch.Tensor]) -> None:
+        """Undo what a step did to codes that no unit went to, in any process: their averages would fade, and they with them."""
+        codebook, sizes = self.quantiser._codebook, before["cluster_size"]
+        idle = codebook.cluster_size == sizes.lerp(torch.zeros_like(sizes), 1 - self.decay)
+        for name, kept in before.items():
+            now = getattr(codebook, name)
+            now.copy_(torch.where(idle.view(*idle.shape, *[1] * (now.dim() - idle.dim())), kept, now))

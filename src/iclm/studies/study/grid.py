@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -72,8 +73,22 @@ class Job:
 
 
 def digest(spec: dict[str, Any]) -> str:
-    """Hash of what a worker is given; a setting that was added since does not change it where it says what was meant before."""
-    return hashlib.sha256(json.dumps(as_before(spec), sort_keys=True).encode()).hexdigest()
+    """Hash of what a worker is given, wherever it lies.
+
+    A setting that was added since does not change it where it says what was meant before, nor does the folder of a file whose
+    content is noted.
+    """
+    return hashlib.sha256(json.dumps(_anywhere(as_before(spec)), sort_keys=True).encode()).hexdigest()
+
+
+def _anywhere(value: Any) -> Any:
+    """A job's object, or a part of one, with the name alone of each file whose SHA-256 is noted."""
+    if isinstance(value, dict):
+        found = {name: _anywhere(item) for name, item in value.items()}
+        if found.get("sha256") is not None and isinstance(found.get("file"), str):
+            found["file"] = re.split(r"[\\/]", found["file"])[-1]
+        return found
+    return [_anywhere(item) for item in value] if isinstance(value, list) else value
 
 
 def as_before(value: Any) -> Any:
@@ -124,6 +139,7 @@ def _report(
         return _job(study, method, data, None if seedless else seed, None, {})
     needs = tuple(job.name for job in tries)
     if any(job.id not in results for job in tries):
+        _job(study, method, data, seed, None, {})  # a setting that there is not is told before anything is trained
         return Job(method, data, seed, None, needs=needs)
     best = tries[choose({job.trial: results[job.id] for job in tries if job.trial is not None})]
     assert best.spec is not None and study.search is not None

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from iclm.data.files import atomic_write
 from iclm.studies.study.grid import jobs_of
 from iclm.studies.study.job import DONE, FAILED, LOCK, ROWS, SPEC
-from iclm.studies.study.results import DONE_FIELDS, collect
+from iclm.studies.study.results import DONE_FIELDS, finished
 from iclm.studies.study.runner import Study
 
 
@@ -34,8 +34,7 @@ def take_over(study: Study, folders: Iterable[Path]) -> list[str]:
     Raises:
         ConfigurationError, CheckpointError, DataError: a folder that holds neither, or damaged files.
     """
-    # a report may come without the rows of its tries, which are not known then
-    known = {job.line["id"]: job for job in collect(folders).jobs if job.rows}
+    known = finished(folders)
     results = study.results() | {id: job.rows for id, job in known.items() if job.line["trial"] is not None}
     study.write_recipe()
     taken = []

@@ -27,6 +27,7 @@ sources only.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -274,26 +275,42 @@ class StudyRecipe(Section):
             if self.data[data].tuned_as is not None or not self.data[data].search:
                 raise ValueError(f"grid.{number} has no seeds, and there are no tries on {data!r}; name seeds")
 
-    def _leaves_what_is_chosen(self, name: str, method: Method) -> None:
-        """Raise ValueError where a method that takes another's hyper-parameters sets one of them, which would be lost."""
+    def _leaves_what_is_chosen(self, name: str, part: Method | DataSet) -> None:
+        """Raise ValueError where a method or data set that takes another's hyper-parameters sets one of them, which would be lost."""
         for key in self.search.space if self.search is not None else ():
             section, _, field = key.partition(".")
-            if field in getattr(method, section):
+            if field in getattr(part, section):
                 raise ValueError(
-                    f"methods.{name} sets {key}, which is chosen for {method.tuned_as!r}; leave out tuned_as or the setting"
+                    f"{name} sets {key}, which is chosen for {part.tuned_as!r}; leave out tuned_as or the setting"
                 )
 
     def _is_tuned_in_distribution(self, name: str, data: DataSet, other: DataSet | None) -> None:
-        """Raise ValueError where the data that a set takes its hyper-parameters from have none, or ask what is shifted for it."""
+        """Raise ValueError where the data that a set takes its hyper-parameters from have none, ask what it is tested on, or what is
+        shifted for it."""
         if other is None or other.tuned_as is not None or not other.search:
             raise ValueError(f"data.{name}.tuned_as is {data.tuned_as!r}; name a data set with tries of its own")
         held_out = [source for source in data.test if is_shifted(source, data.train)]
         for number, source in enumerate(other.validation):
+            if any(overlap(source, test) for test in data.test):
+                raise ValueError(
+                    f"data.{name}.tuned_as is {data.tuned_as!r}, whose validation.{number} asks problems that {name} is tested on; give "
+                    "other problems there, or leave tuned_as out for tries of its own"
+                )
             if is_shifted(source, data.train) and any(_holds(source, test) for test in held_out):
                 raise ValueError(
                     f"data.{name}.tuned_as is {data.tuned_as!r}, whose validation.{number} lies outside the training distribution of "
                     f"{name} and asks what its tests hold out; leave tuned_as out for tries of its own, or say search: false"
                 )
+
+    @model_validator(mode="after")
+    def _plain_names(self) -> StudyRecipe:
+        for kind, names in (("methods", self.methods), ("data", self.data)):
+            for name in names:
+                if not re.fullmatch(r"[^/\x00-\x1f]+", name):
+                    raise ValueError(
+                        f"{kind} holds the name {name!r}; a job is named data/method, so use a name without / and line ends"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _names(self) -> StudyRecipe:
@@ -321,10 +338,11 @@ class StudyRecipe(Section):
             tuned = self.methods.get(other)
             if tuned is None or tuned.tuned_as is not None or tuned.kind != "trained":
                 raise ValueError(f"methods.{name}.tuned_as is {other!r}; name a method with tries of its own")
-            self._leaves_what_is_chosen(name, method)
+            self._leaves_what_is_chosen(f"methods.{name}", method)
         for name, data in self.data.items():
             if data.tuned_as is not None:
                 self._is_tuned_in_distribution(name, data, self.data.get(data.tuned_as))
+                self._leaves_what_is_chosen(f"data.{name}", data)
         if self.reference not in self.methods:
             raise ValueError(f"reference is {self.reference!r}; known are {', '.join(self.methods)}")
         return self
@@ -367,9 +385,18 @@ def load_study(path: str | Path) -> StudyRecipe:
 
 
 def with_pinned_files(study: StudyRecipe) -> StudyRecipe:
-    """The recipe with the SHA-256 of every file noted, so that a job on a file that changes is another job."""
+    """The recipe with the SHA-256 of every file noted, so that a job on a file that changes is another job.
+
+    Raises:
+        ConfigurationError: files of other names hold the same, so that what is asked is trained on or what is chosen by is tested on.
+    """
     data = {name: with_pinned(part, "train", "validation", "test") for name, part in study.data.items()}
-    return study.model_copy(update={"data": data})
+    found = study.model_copy(update={"data": data})
+    try:
+        StudyRecipe.model_validate(found.model_dump())
+    except ValidationError as error:
+        raise ConfigurationError(explain(error, StudyRecipe)) from error
+    return found
 
 
 def check_xlora(recipe: Recipe, xlora: XLora, where: str) -> None:

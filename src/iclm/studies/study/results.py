@@ -11,7 +11,6 @@ A report that is made from these files again is the same.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PureWindowsPath
@@ -23,16 +22,20 @@ from iclm.model.checkpoint import read_json
 from iclm.studies.study.grid import Job, as_before, jobs_of, value_of
 from iclm.studies.study.job import DONE, FAILED, SPEC
 from iclm.studies.study.recipe import UNTRAINED, StudyRecipe, load_study
+from iclm.studies.study.report_lines import (
+    JobLine,
+    QuestionsLine,
+    check_bits,
+    check_line,
+    check_once,
+    check_row,
+    check_whole,
+)
 from iclm.studies.study.rows import BY_EXCLUSION
 from iclm.studies.study.runner import JOBS, RECIPE, read_rows
 
 RESULTS, TRIES, JOBS_FILE, QUESTIONS = "results.jsonl", "tries.jsonl", "jobs.jsonl", "questions.jsonl"
 _SPEC = ("method", "kind", "strategy", "data", "seed", "trial", "shots")
-_GIVEN = ("method", "data", "seed", "trial", "recipe", "evaluate", "reference", "tuned_as", "tuned_on")
-_ROW = (
-    *("job", "method", "module", "train_set", "test_set", "split", "format", "strict", "seed", "source", "shifted"),
-    *("n", "correct", "by_kind", "answers", "problems", "majority", "examples", "trainable", "device", "seconds"),
-)
 DONE_FIELDS = ("device", "processor", "threads", "dtype", "train_seconds", "total_seconds", "versions")
 
 
@@ -140,23 +143,61 @@ def collect(folders: Iterable[Path]) -> Collected:
     studies: list[StudyRecipe] = []
     whole = Collected()
     for out in folders:
-        if (out / JOBS).is_dir():
-            for folder in sorted((out / JOBS).glob("*/")):
-                if (folder / DONE).is_file():
-                    found.setdefault(folder.name, (read_json(folder / SPEC), _done(folder), read_rows(folder)))
-                elif (folder / FAILED).is_file():
-                    failed.add(folder.name)
-            if (out / RECIPE).is_file():
-                studies.append(load_study(out / RECIPE))
-        elif (out / JOBS_FILE).is_file():
+        if _is_report(out):
             _add(whole, read_files(out))
-        else:
-            raise ConfigurationError(f"{out} holds no study: there is neither a folder {JOBS} nor a file {JOBS_FILE}")
+            continue
+        done, failures = _of_folder(out)
+        found = done | found
+        failed |= failures
+        if (out / RECIPE).is_file():
+            studies.append(load_study(out / RECIPE))
     for part in [_of_grid(study, found, failed) for study in studies] or [_of_no_grid(found)]:
         _add(whole, part)
     placed = {job.line["id"] for job in whole.jobs}
     whole.left_out = sorted({_name(spec) for id, (spec, _, _) in found.items() if id not in placed})
     return whole
+
+
+def finished(folders: Iterable[Path]) -> dict[str, FinishedJob]:
+    """All finished jobs of some folders by their ids, whatever the grid of a study is now.
+
+    Of a report that comes without the rows of its tries these are not among them.
+
+    Raises:
+        ConfigurationError, CheckpointError, DataError: as `collect`.
+    """
+    jobs: dict[str, FinishedJob] = {}
+    for out in folders:
+        if _is_report(out):
+            found = {job.line["id"]: job for job in read_files(out).jobs if job.rows}
+        else:
+            found = {
+                id: FinishedJob(_line(id, _name(spec), spec, done, {}), rows, done["questions"])
+                for id, (spec, done, rows) in _of_folder(out)[0].items()
+            }
+        jobs = found | jobs
+    return jobs
+
+
+def _is_report(out: Path) -> bool:
+    """Whether a folder holds the files of a report; False for that of a study; raises `ConfigurationError` if it holds neither."""
+    if (out / JOBS).is_dir():
+        return False
+    if (out / JOBS_FILE).is_file():
+        return True
+    raise ConfigurationError(f"{out} holds no study: there is neither a folder {JOBS} nor a file {JOBS_FILE}")
+
+
+def _of_folder(out: Path) -> tuple[_Found, set[str]]:
+    """The finished jobs of a study's folder, and the ids of those that failed."""
+    found: _Found = {}
+    failed = set()
+    for folder in sorted((out / JOBS).glob("*/")):
+        if (folder / DONE).is_file():
+            found[folder.name] = (read_json(folder / SPEC), _done(folder), read_rows(folder))
+        elif (folder / FAILED).is_file():
+            failed.add(folder.name)
+    return found, failed
 
 
 _Found = dict[str, tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]]
@@ -303,59 +344,52 @@ def read_files(folder: Path) -> Collected:
     lines = _read(folder / JOBS_FILE, "name", "state")
     done = [line for line in lines if line["state"] == "done"]
     for line in done:
-        missing = [key for key in ("id", "kind", *_GIVEN, *DONE_FIELDS) if key not in line]
-        if missing:
-            raise DataError(
-                f"{folder / JOBS_FILE}: {missing[0]} of {line['name']} is missing; `iclm study report` writes it"
-            )
+        check_line(JobLine, line, f"{folder / JOBS_FILE}: {line['name']}")
+    check_once((line["id"] for line in done), f"{folder / JOBS_FILE}", "job")
     rows: dict[str, list[dict[str, Any]]] = {}
     for name in (RESULTS, TRIES):
         if name == RESULTS or (folder / name).is_file():
-            for number, row in enumerate(_read(folder / name, *_ROW), start=1):
-                _check_counts(row, f"{folder / name}:{number}")
+            found = _read(folder / name, "job")
+            for number, row in enumerate(found, start=1):
+                check_row(row, f"{folder / name}:{number}")
                 rows.setdefault(row["job"], []).append(row)
+            keys = (f"{row['job']}, source {row['source']}, {row['module']}" for row in found)
+            check_once(keys, f"{folder / name}", "the row of job")
     strange = sorted(set(rows) - {line["id"] for line in done})
     if strange:
         raise DataError(f"{folder / RESULTS} holds rows of job {strange[0]}, which {JOBS_FILE} does not name")
+    sizes = {
+        (line["data"], row["source"]): row["n"]
+        for line in done
+        if line["trial"] is None
+        for row in rows.get(line["id"], ())
+    }
     questions: dict[str, list[dict[str, str]]] = {}
-    for line in _read(folder / QUESTIONS, "data", "source", "kinds"):
+    for number, line in enumerate(_read(folder / QUESTIONS, "data"), start=1):
+        where = f"{folder / QUESTIONS}:{number}"
+        check_line(QuestionsLine, line, where)
+        for kind, marks in line["kinds"].items():
+            check_bits(f"kinds.{kind}", marks, sizes.get((line["data"], line["source"]), 4 * len(marks)), where)
         questions.setdefault(line["data"], []).append(line["kinds"])
-    found = Collected(not_run={line["name"]: line["state"] for line in lines if line["state"] != "done"})
+    whole = Collected(not_run={line["name"]: line["state"] for line in lines if line["state"] != "done"})
     for line in done:
         if line["trial"] is None and line["id"] not in rows:
             raise DataError(f"{folder / RESULTS} lacks the rows of {line['name']} (job {line['id']})")
+        if line["id"] in rows:
+            check_whole(
+                line["name"],
+                rows[line["id"]],
+                len(line["evaluate"]),
+                f"{folder / (RESULTS if line['trial'] is None else TRIES)}",
+            )
         asked = questions.get(line["data"], []) if line["trial"] is None else []
         if line["trial"] is None and len(asked) != len(line["evaluate"]):
             raise DataError(
                 f"{folder / QUESTIONS} has {len(asked)} lines of {line['data']}, not {len(line['evaluate'])}"
             )
         line = {key: value for key, value in line.items() if key != "state"}
-        found.jobs.append(FinishedJob(line, rows.get(line["id"], []), asked))
-    return found
-
-
-def _check_counts(row: dict[str, Any], where: str) -> None:
-    """Raise `DataError`, which begins with `where`, for a row whose questions cannot be counted."""
-    n, sizes = row["n"], row["problems"]
-    named = isinstance(sizes, dict)  # the problem of each question, counted from 0
-    several = (
-        [1 + number for number in sizes.get("of", [-1])] if named else sizes if isinstance(sizes, list) else [sizes]
-    )
-    if not all(type(count) is int and count > 0 for count in (n, *several)):
-        raise DataError(f"{where}: n is {n!r} and problems {str(sizes)[:40]}; both count questions, from 1")
-    if type(row["correct"]) is not int or not 0 <= row["correct"] <= n:
-        raise DataError(f"{where}: correct is {row['correct']!r}, of {n} questions")
-    given = row.get("given")
-    if given is not None and not (isinstance(given, str) and len(given) == n and re.fullmatch("[0-9a-z-]*", given)):
-        raise DataError(f"{where}: given is no row of {n} choices, a digit, a letter or - for each question")
-    try:
-        marks = len(bytes.fromhex(row["answers"]))
-    except (TypeError, ValueError):
-        marks = -1
-    if marks != -(-n // 8):
-        raise DataError(
-            f"{where}: answers is no row of {-(-n // 8)} bytes as hexadecimal digits, a bit for each question"
-        )
+        whole.jobs.append(FinishedJob(line, rows.get(line["id"], []), asked))
+    return whole
 
 
 def _read(path: Path, *keys: str) -> list[dict[str, Any]]:

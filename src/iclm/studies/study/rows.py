@@ -20,7 +20,8 @@ from iclm.evaluation.sides import is_shifted
 from iclm.recipe import DataSource
 
 ROUTED = "routed"  # alone the domain module of the router's choice, where that is one for all questions of each source
-INDIRECT, BY_EXCLUSION = "indirect", "indirect by exclusion"  # kinds of questions of ACRE
+# kinds of questions of ACRE: to a rule that excludes nothing, what needs exclusion looks like what nothing settles
+INDIRECT, BY_EXCLUSION, POTENTIAL = "indirect", "indirect by exclusion", "potential"
 _DIGITS = string.digits + string.ascii_lowercase
 
 

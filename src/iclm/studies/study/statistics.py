@@ -153,6 +153,61 @@ def paired_bootstrap(
     return Difference(value, max(low, -1.0), min(high, 1.0), p, seeds, problems, resampled)
 
 
+def difference_of_shares(first: np.ndarray, second: np.ndarray, sizes: np.ndarray, other_sizes: np.ndarray) -> Mean:
+    """Difference of two shares of the same answers, each of questions of its own, with its 95% interval over seeds and problems.
+
+    With a[s, p] of n[p] questions of problem p counted in the first and b[s, p] of m[p] in the second by seed s, N and M the
+    numbers of all these questions and S the number of seeds,
+
+        D = A - B = Σ a / (S N) - Σ b / (S M),   low, high = D ∓ t⁻¹(0.975; df) · sqrt(V)
+
+    where V and df are those of the mean (`variance_of_mean`) of what each seed and problem adds to D by the first order,
+
+        (a[s, p] - A n[p]) P / N - (b[s, p] - B m[p]) P / M
+
+    Seeds that count alike everywhere, as those of a rule, are one.
+
+    Args:
+        first, second: counts by seed, int [seeds, problems]; rows are the same seeds, columns the same problems.
+        sizes, other_sizes: questions of each problem, int [problems].
+
+    Returns:
+        The difference, of as many seeds as were given. One problem says nothing: the interval is all from -1 to 1.
+
+    Raises:
+        ConfigurationError: shapes that do not fit, no seed, or a share of no question.
+    """
+    first, second, sizes, other_sizes = (
+        np.asarray(array, dtype=np.float64) for array in (first, second, sizes, other_sizes)
+    )
+    if (
+        first.ndim != 2
+        or not first.shape == second.shape == (len(first), *sizes.shape)
+        or sizes.shape != other_sizes.shape
+    ):
+        raise ConfigurationError(
+            f"counts {first.shape} and {second.shape}, sizes {sizes.shape} and {other_sizes.shape}: they must be "
+            "[seeds, problems] twice and [problems] twice"
+        )
+    if not len(first) or not sizes.sum() or not other_sizes.sum():
+        raise ConfigurationError("two shares need at least one seed, and a question each")
+    seeds = len(first)
+    if (first == first[0]).all() and (second == second[0]).all():
+        first, second = first[:1], second[:1]
+    asked = (sizes + other_sizes) > 0
+    added = 0.0
+    value = 0.0
+    for sign, counts, own in ((1, first, sizes), (-1, second, other_sizes)):
+        each = counts.sum() / (len(counts) * own.sum())
+        value += sign * each
+        added = added + sign * (counts - each * own)[:, asked] / own[asked].mean()
+    if asked.sum() < 2:
+        return Mean(float(value), -1.0, 1.0, seeds)
+    variance, freedom = variance_of_mean(np.asarray(added))
+    half = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
+    return Mean(float(value), max(value - half, -1.0), min(value + half, 1.0), seeds)
+
+
 def variance_of_mean(values: np.ndarray) -> tuple[float, float]:
     """Variance of the mean of values that vary by seed, by problem and by both, and its degrees of freedom.
 
