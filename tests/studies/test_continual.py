@@ -275,6 +275,18 @@ def test_a_test_that_asks_what_some_task_is_trained_on_is_refused(values, tmp_pa
         load(values, tmp_path, tasks=tasks, seeds=[0, 5])
 
 
+def test_a_copy_of_what_is_trained_on_is_no_test(values, tmp_path):
+    line = '{"input": [{"role": "user", "content": "1 + 1 ="}], "ideal": "2"}\n'
+    for name in ("one.jsonl", "two.jsonl"):
+        (tmp_path / name).write_text(line)
+    own = {
+        part: [{"file": name, "choices": ["1", "2"]}] for part, name in (("train", "one.jsonl"), ("test", "two.jsonl"))
+    }
+    recipe = load(values, tmp_path, tasks={**values["tasks"], "words": {**values["tasks"]["words"], **own}})
+    with pytest.raises(ConfigurationError, match=r"tasks\.words\.test\.0 .* asks problems that are trained on"):
+        Experiment(recipe, "x", tmp_path / "e")
+
+
 def test_a_sequence_that_diverged_fails(values, tmp_path):
     training = {**values["training"], "learning_rate": 1e30, "max_grad_norm": 0}
     with pytest.raises(ConfigurationError, match="not finite: the training has diverged"):

@@ -215,6 +215,13 @@ def test_two_shares_of_different_problems_are_compared_over_all_of_them():
     assert hits / 300 >= 0.93, "no difference is found where there is none, at 95%"
 
 
+def test_a_seed_that_gives_one_answer_to_everything_tells_nothing_apart():
+    sizes, others = np.array([1, 0, 2, 0, 1, 0, 0, 1]), np.array([0, 3, 1, 1, 0, 2, 1, 4])
+    always = np.array([[1], [0], [1]])
+    found = difference_of_shares(always * sizes, always * others, sizes, others)
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+
+
 def test_seeds_that_count_alike_are_one():
     first, second, sizes = np.array([[1, 0, 1, 1, 0]]), np.array([[0, 0, 1, 0, 0]]), np.ones(5, int)
     one, three = (difference_of_shares(np.repeat(first, n, 0), np.repeat(second, n, 0), sizes, sizes) for n in (1, 3))

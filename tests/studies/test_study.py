@@ -183,6 +183,24 @@ def test_a_file_whose_content_is_noted_is_the_same_in_another_folder():
     assert grid.digest(spec("/one/x", None)) != grid.digest(spec("/two/x", None))
 
 
+def test_a_study_goes_on_and_is_reported_where_its_files_lie_elsewhere_now(values, tmp_path):
+    line = '{"input": [{"role": "user", "content": "1 + %d ="}], "ideal": "2"}\n'
+
+    def study(folder, seeds):
+        data = {**values["data"]["acre"], "test": [{"file": str(folder / "sums.jsonl"), "choices": ["1", "2"]}]}
+        return study_of(values, data={"acre": data}, grid=[{"methods": ["lora"], "seeds": seeds}])
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sums.jsonl").write_text("".join(line % number for number in range(4)))
+    first = runner.Study(study(tmp_path / "one", [0]), tmp_path / "s")
+    first.run()
+    second = runner.Study(study(tmp_path / "two", [0, 1]), tmp_path / "s")
+    assert [found.name for found in second.state.waiting] == ["acre/lora/seed-1"]
+    second.run()
+    assert len(summarise(collect([tmp_path / "s"]), resamples=100)["figures"]) > 0
+
+
 def test_a_copy_of_the_test_questions_is_no_validation(values, tmp_path):
     line = '{"input": [{"role": "user", "content": "1 + 1 ="}], "ideal": "2"}\n'
     for name in ("one.jsonl", "two.jsonl"):

@@ -228,6 +228,10 @@ def test_without_the_reference_nothing_is_compared_with_it(make_collected):
 
 
 def test_nothing_done_is_nothing_to_report():
+    with pytest.raises(
+        ConfigurationError, match="none of the finished jobs, such as acre/lora/seed-0, is one of the study's"
+    ):
+        summarise(Collected(left_out=["acre/lora/seed-0"]))
     with pytest.raises(ConfigurationError, match="no job of the study is done yet"):
         summarise(Collected())
 

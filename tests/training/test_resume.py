@@ -218,6 +218,19 @@ def test_a_run_on_a_file_that_was_begun_before_it_was_noted_goes_on(make_recipe,
     assert json.loads((tmp_path / "run" / "run.json").read_text())["examples"] == 24
 
 
+def test_a_run_goes_on_with_the_same_file_in_another_folder(make_recipe, tmp_path):
+    line = '{"input": [{"role": "user", "content": "%d + 1 ="}], "ideal": "2"}\n'
+    places = [tmp_path / name / "own.jsonl" for name in ("one", "two")]
+    for place in places:
+        place.parent.mkdir()
+        place.write_text("".join(line % number for number in range(24)))
+    one, two = (make_recipe(**{**SETTINGS, "data": {"train": [{"file": str(place)}]}}) for place in places)
+    interrupt(one, tmp_path / "run", 4)
+    said = []
+    train(two, tmp_path / "run", resume=True, progress_bar=False, say=said.append)
+    assert said == [], "it goes on from its checkpoint"
+
+
 def test_a_run_does_not_go_on_with_a_file_that_has_changed(make_recipe, tmp_path):
     line = '{"input": [{"role": "user", "content": "%d + 1 ="}], "ideal": "2"}\n'
     (tmp_path / "own.jsonl").write_text("".join(line % number for number in range(24)))

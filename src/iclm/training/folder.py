@@ -45,13 +45,23 @@ CLOCK = "seconds.json"  # in a checkpoint, its last file: how long the training 
 TRAINER_STATE = "trainer_state.json"
 
 # the patterns of what is ours in a run folder (`check_own`), which --overwrite may remove; anything else there is not
-_UNFINISHED = (".iclm-????????????????.tmp", f".{WEIGHTS}.part", f"{PART}/*.json")
+_UNFINISHED = (
+    *(".iclm-????????????????.tmp", ".iclm-????????????????.tmp/**", ".tmp??????"),  # ours, and safetensors'
+    *(f".{WEIGHTS}.part", f"{PART}/*.json"),
+)
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
     *("vocab.json", "vocab.txt", "vocab-src.json", "vocab-tgt.json", "merges.txt", "bpe.codes", "dict.txt"),
     *("tokenizer.model", "tiktoken.model", "spiece.model", "spm.model"),
-    *("sentencepiece.model", "sentencepiece.bpe.model"),
+    *(
+        "sentencepiece.model",
+        "sentencepiece.bpe.model",
+        "emoji.json",
+        "word_shape.json",
+        "word_pronunciation.json",
+        "normalizer.json",
+    ),
 )
 _SAVED = ("config.json", "generation_config.json", WEIGHTS, *_TOKENIZER, FINISHED, *_UNFINISHED)
 _PLOTS = ("routing.png", "features.png", "training.png", "swap.png", "accuracy.png")
@@ -139,14 +149,12 @@ class Resumption:
     @property
     def seconds(self) -> float:
         """Seconds of training up to the checkpoint, in its stage."""
-        path = None if self.checkpoint is None else self.checkpoint / CLOCK
-        return float(read_json(path).get("seconds", 0)) if path is not None and path.is_file() else 0.0
+        return 0.0 if self.checkpoint is None else float(read_json(self.checkpoint / CLOCK).get("seconds", 0))
 
     @property
     def processes(self) -> int:
         """In how many processes the checkpoint was made."""
-        path = None if self.checkpoint is None else self.checkpoint / CLOCK
-        return int(read_json(path).get("processes", 1)) if path is not None and path.is_file() else 1
+        return 1 if self.checkpoint is None else int(read_json(self.checkpoint / CLOCK).get("processes", 1))
 
     @property
     def spent(self) -> float:
@@ -181,12 +189,15 @@ def resumption(recipe: Recipe, out: Path) -> Resumption:
 
 
 def _noted_as(begun: Recipe, recipe: Recipe) -> dict[str, Any]:
-    """A recipe without the SHA-256 of files where that which a run was begun with has none: it is of an earlier version."""
+    """A recipe without the SHA-256 of files where that which a run was begun with has none, as it is of an earlier version; and with the
+    places that files had then, where they have the same name and content now."""
     values = recipe.model_dump()
     for field in ("train", "validation"):
         for known, source in zip(getattr(begun.data, field), values["data"][field], strict=False):
             if known.sha256 is None:
                 source["sha256"] = None
+            elif known.sha256 == source["sha256"] and known.file is not None and known.file.name == source["file"].name:
+                source["file"] = known.file
     return values
 
 

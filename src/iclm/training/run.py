@@ -222,7 +222,7 @@ def train(
         keep_log(out / LOG, place.step)
     wait_for_all()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    known: dict[str, Any] = {"method": recipe.method, "base": recipe.base, **_record_of(model.config, domains)}
+    known: dict[str, Any] = {"method": recipe.method, "base": recipe.base, "domains": list(domains)}
     known |= {"chat": True} if any(source.chat for source in recipe.data.train) else {}
     records = list(place.records)
     for stage, settings in zip(place.left, arguments, strict=True):
@@ -355,16 +355,6 @@ def _matched_names(model: ICLMForCausalLM, domains: dict[str, int], names: list[
             )
         names = [*names[:number], default_name(number), *names[number + 1 :]]
     return names
-
-
-def _record_of(config: ICLMConfig, domains: dict[str, int]) -> dict[str, Any]:
-    """The domains as run.json has them: one whose number is that of a module which is not its own has one beyond all modules."""
-    numbers, owners = dict(domains), config.names_after(domains)
-    beyond = config.num_domains
-    for name, number in domains.items():
-        if number < len(owners) and owners[number] == name and config.names[number] == default_name(number) != name:
-            numbers[name], beyond = beyond, beyond + 1
-    return {"domains": list(domains), **({} if numbers == domains else {"domain_modules": numbers})}
 
 
 def _end_stage(folder: Path, model: ICLMForCausalLM, tokenizer: Any, record: dict[str, Any]) -> None:

@@ -225,9 +225,18 @@ def only_read(recipe: ContinualRecipe, method: str, order: str, seed: int) -> Co
 
 
 def with_pinned_files(recipe: ContinualRecipe) -> ContinualRecipe:
-    """The recipe with the SHA-256 of every file noted, so that a sequence on a file that changes is another one."""
+    """The recipe with the SHA-256 of every file noted, so that a sequence on a file that changes is another one.
+
+    Raises:
+        ConfigurationError: a file that is trained on is tested on under another name.
+    """
     tasks = {name: with_pinned(task, "train", "test") for name, task in recipe.tasks.items()}
-    return recipe.model_copy(update={"tasks": tasks})
+    found = recipe.model_copy(update={"tasks": tasks})
+    try:
+        ContinualRecipe.model_validate(found.model_dump())
+    except ValidationError as error:
+        raise ConfigurationError(explain(error, ContinualRecipe)) from error
+    return found
 
 
 def load_continual(path: str | Path) -> ContinualRecipe:

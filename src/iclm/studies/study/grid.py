@@ -78,17 +78,17 @@ def digest(spec: dict[str, Any]) -> str:
     A setting that was added since does not change it where it says what was meant before, nor does the folder of a file whose
     content is noted.
     """
-    return hashlib.sha256(json.dumps(_anywhere(as_before(spec)), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(anywhere(as_before(spec)), sort_keys=True).encode()).hexdigest()
 
 
-def _anywhere(value: Any) -> Any:
+def anywhere(value: Any) -> Any:
     """A job's object, or a part of one, with the name alone of each file whose SHA-256 is noted."""
     if isinstance(value, dict):
-        found = {name: _anywhere(item) for name, item in value.items()}
+        found = {name: anywhere(item) for name, item in value.items()}
         if found.get("sha256") is not None and isinstance(found.get("file"), str):
             found["file"] = re.split(r"[\\/]", found["file"])[-1]
         return found
-    return [_anywhere(item) for item in value] if isinstance(value, list) else value
+    return [anywhere(item) for item in value] if isinstance(value, list) else value
 
 
 def as_before(value: Any) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 from iclm.data.files import open_for_reading
 from iclm.errors import CheckpointError, ConfigurationError, DataError
 from iclm.model.checkpoint import read_json
-from iclm.studies.study.grid import Job, as_before, jobs_of, value_of
+from iclm.studies.study.grid import Job, anywhere, as_before, digest, jobs_of, value_of
 from iclm.studies.study.job import DONE, FAILED, SPEC
 from iclm.studies.study.recipe import UNTRAINED, StudyRecipe, load_study
 from iclm.studies.study.report_lines import (
@@ -114,7 +114,7 @@ def questions_of(reports: Sequence[FinishedJob]) -> dict[str, list[dict[str, str
     for job in reports:
         data = job.line["data"]
         other = first.setdefault(data, job)
-        same = as_before(other.line["evaluate"]) == as_before(job.line["evaluate"])
+        same = anywhere(as_before(other.line["evaluate"])) == anywhere(as_before(job.line["evaluate"]))
         if not same or _without_exclusion(other.questions) != _without_exclusion(job.questions):
             raise DataError(f"{other.name} and {job.name} were tested on different questions; report them apart")
         known = found.setdefault(data, job.questions)
@@ -173,7 +173,8 @@ def finished(folders: Iterable[Path]) -> dict[str, FinishedJob]:
         else:
             found = {
                 id: FinishedJob(_line(id, _name(spec), spec, done, {}), rows, done["questions"])
-                for id, (spec, done, rows) in _of_folder(out)[0].items()
+                for spec, done, rows in _of_folder(out)[0].values()
+                for id in [digest(spec)[:16]]  # a folder's name is that of the version that made it
             }
         jobs = found | jobs
     return jobs

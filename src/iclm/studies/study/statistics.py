@@ -161,9 +161,10 @@ def difference_of_shares(first: np.ndarray, second: np.ndarray, sizes: np.ndarra
 
         D = A - B = Σ a / (S N) - Σ b / (S M),   low, high = D ∓ t⁻¹(0.975; df) · sqrt(V)
 
-    where V and df are those of the mean (`variance_of_mean`) of what each seed and problem adds to D by the first order,
+    where V and df are those of the mean (`variance_of_mean`) of what each seed and problem adds to D by the first order, with A[s] and
+    B[s] the shares of a seed,
 
-        (a[s, p] - A n[p]) P / N - (b[s, p] - B m[p]) P / M
+        (a[s, p] - A[s] n[p]) P / N - (b[s, p] - B[s] m[p]) P / M + (A[s] - A) - (B[s] - B)
 
     Seeds that count alike everywhere, as those of a rule, are one.
 
@@ -198,9 +199,9 @@ def difference_of_shares(first: np.ndarray, second: np.ndarray, sizes: np.ndarra
     added = 0.0
     value = 0.0
     for sign, counts, own in ((1, first, sizes), (-1, second, other_sizes)):
-        each = counts.sum() / (len(counts) * own.sum())
-        value += sign * each
-        added = added + sign * (counts - each * own)[:, asked] / own[asked].mean()
+        share = counts.sum(1, keepdims=True) / own.sum()
+        value += sign * float(share.mean())
+        added = added + sign * ((counts - share * own)[:, asked] / own[asked].mean() + share - share.mean())
     if asked.sum() < 2:
         return Mean(float(value), -1.0, 1.0, seeds)
     variance, freedom = variance_of_mean(np.asarray(added))

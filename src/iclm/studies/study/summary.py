@@ -43,6 +43,11 @@ def summarise(found: Collected, *, reference: str | None = None, resamples: int 
         ConfigurationError: no job is done, or there is no such method.
         DataError: rows that contradict each other.
     """
+    if not found.jobs and found.left_out:
+        raise ConfigurationError(
+            f"none of the finished jobs, such as {found.left_out[0]}, is one of the study's as its study.yaml has it: they were done with other "
+            "settings, or by a version with other defaults; say in the recipe what they were done with, or run it with `iclm study`"
+        )
     if not found.jobs:
         raise ConfigurationError(
             "no job of the study is done yet, so there is nothing to report; run it with `iclm study`"
