@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -58,6 +58,9 @@ class Section(BaseModel):
             except ValueError:
                 return value
         return value
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class ModelSection(Section):
@@ -373,6 +376,15 @@ def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(f"{where}: {explain(error, Recipe)}") from error
+
+
+def checked_again(section: SectionT) -> SectionT:
+    """A recipe that was changed since it was read, as it is; raises `ConfigurationError` if it would not be read so."""
+    try:
+        type(section).model_validate(section.model_dump())
+    except ValidationError as error:
+        raise ConfigurationError(explain(error, type(section))) from error
+    return section
 
 
 def explain(error: ValidationError, root: type[Section]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,9 +16,7 @@ from iclm.data.example import Example
 from iclm.data.files import open_for_reading, sha256_of
 from iclm.data.sources import ColumnMapping, read_examples
 from iclm.errors import ConfigurationError, DataError
-from iclm.recipe import DataSource, Section
-
-SectionT = TypeVar("SectionT", bound=Section)
+from iclm.recipe import DataSource, SectionT
 
 
 def read_source(source: DataSource) -> list[Example]:

@@ -35,6 +35,7 @@ from iclm.recipe import (
     ModelSection,
     Recipe,
     Section,
+    checked_again,
     explain,
     one_way_to_ask,
     parse_recipe,
@@ -231,12 +232,7 @@ def with_pinned_files(recipe: ContinualRecipe) -> ContinualRecipe:
         ConfigurationError: a file that is trained on is tested on under another name.
     """
     tasks = {name: with_pinned(task, "train", "test") for name, task in recipe.tasks.items()}
-    found = recipe.model_copy(update={"tasks": tasks})
-    try:
-        ContinualRecipe.model_validate(found.model_dump())
-    except ValidationError as error:
-        raise ConfigurationError(explain(error, ContinualRecipe)) from error
-    return found
+    return checked_again(recipe.model_copy(update={"tasks": tasks}))
 
 
 def load_continual(path: str | Path) -> ContinualRecipe:

@@ -42,6 +42,7 @@ from iclm.recipe import (
     Recipe,
     Section,
     TrainingSection,
+    checked_again,
     explain,
     one_way_to_ask,
 )
@@ -391,12 +392,7 @@ def with_pinned_files(study: StudyRecipe) -> StudyRecipe:
         ConfigurationError: files of other names hold the same, so that what is asked is trained on or what is chosen by is tested on.
     """
     data = {name: with_pinned(part, "train", "validation", "test") for name, part in study.data.items()}
-    found = study.model_copy(update={"data": data})
-    try:
-        StudyRecipe.model_validate(found.model_dump())
-    except ValidationError as error:
-        raise ConfigurationError(explain(error, StudyRecipe)) from error
-    return found
+    return checked_again(study.model_copy(update={"data": data}))
 
 
 def check_xlora(recipe: Recipe, xlora: XLora, where: str) -> None:
