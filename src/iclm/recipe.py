@@ -372,18 +372,20 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def parse_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validate a recipe given as a mapping; raises `ConfigurationError` with the first fault in one line."""
+    return validated(Recipe, values, where)
+
+
+def validated(root: type[SectionT], values: Any, where: str = "") -> SectionT:
+    """A recipe of a kind, given as a mapping; raises `ConfigurationError`, which begins with `where`, with the first fault in one line."""
     try:
-        return Recipe.model_validate(values)
+        return root.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(f"{where}: {explain(error, Recipe)}") from error
+        raise ConfigurationError(": ".join(filter(None, (where, explain(error, root))))) from error
 
 
 def checked_again(section: SectionT) -> SectionT:
     """A recipe that was changed since it was read, as it is; raises `ConfigurationError` if it would not be read so."""
-    try:
-        type(section).model_validate(section.model_dump())
-    except ValidationError as error:
-        raise ConfigurationError(explain(error, type(section))) from error
+    validated(type(section), section.model_dump())
     return section
 
 

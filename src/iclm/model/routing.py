@@ -183,6 +183,6 @@ class RoutingMixin:
         units, numbers = joined[::every], torch.cat(domains)[::every] if known else None
         self.router.fit(units, numbers)
         if numbers is not None:
-            nearest = torch.cdist(self.router.project(units.float()), self.router.codes.float()).argmin(1)
+            nearest = self.router.nearest(self.router.project(units.float()), self.router.codes)[0][:, 0]
             self.matched_domains = frozenset(numbers[nearest == numbers].tolist())
         return len(joined)

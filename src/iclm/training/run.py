@@ -341,20 +341,20 @@ def _start_router(recipe: Recipe, model: ICLMForCausalLM, packs: list[Pack], pad
 def _matched_names(model: ICLMForCausalLM, domains: dict[str, int], names: list[str]) -> list[str]:
     """The names without those of domains whose module got none of their examples when the router was fitted, which is warned of."""
     matched = model.matched_domains
-    lost = [
-        (name, number)
-        for name, number in domains.items()
-        if matched is not None and number not in matched and number < len(names) and names[number] == name
-    ]
-    for name, number in lost:
+    if matched is None:
+        return names
+    kept = list(names)
+    for name, number in domains.items():
+        if number in matched or number >= len(names) or names[number] != name:
+            continue
         if is_first():
             warnings.warn(
                 f"the router tells no module of its own for domain {name!r} from the others, so {default_name(number)} is not "
                 "called by it; see iclm diagnose for where its examples go",
                 stacklevel=3,
             )
-        names = [*names[:number], default_name(number), *names[number + 1 :]]
-    return names
+        kept[number] = default_name(number)
+    return kept
 
 
 def _end_stage(folder: Path, model: ICLMForCausalLM, tokenizer: Any, record: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from iclm.data.loading import refuse_trained, with_pinned
 from iclm.errors import ConfigurationError
@@ -36,9 +36,9 @@ from iclm.recipe import (
     Recipe,
     Section,
     checked_again,
-    explain,
     one_way_to_ask,
     parse_recipe,
+    validated,
 )
 from iclm.yaml_file import merge, read_mapping, resolve
 
@@ -245,10 +245,7 @@ def load_continual(path: str | Path) -> ContinualRecipe:
     path = Path(path)
     values, names = read_mapping(path)
     where = ", which extends ".join(names)
-    try:
-        recipe = ContinualRecipe.model_validate(values)
-    except ValidationError as error:
-        raise ConfigurationError(f"{where}: {explain(error, ContinualRecipe)}") from error
+    recipe = validated(ContinualRecipe, values, where)
     for task in recipe.tasks.values():
         for source in (*task.train, *task.test):
             if source.file is not None:

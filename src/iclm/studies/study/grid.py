@@ -65,7 +65,7 @@ class Job:
         """Hash of what the worker is given; raises ValueError while the job waits."""
         if self.spec is None:
             raise ValueError(f"{self.name} waits for its tries")
-        return digest(self.spec)[:16]
+        return id_of(self.spec)
 
     def in_shard(self, shard: int, shards: int) -> bool:
         """Whether it belongs to shard `shard` of `shards`, counted from 1; by its name, so that it never moves."""
@@ -73,29 +73,27 @@ class Job:
 
 
 def digest(spec: dict[str, Any]) -> str:
-    """Hash of what a worker is given, wherever it lies.
+    """Hash of what a worker is given, wherever it lies (`comparable`)."""
+    return hashlib.sha256(json.dumps(comparable(spec), sort_keys=True).encode()).hexdigest()
 
-    A setting that was added since does not change it where it says what was meant before, nor does the folder of a file whose
-    content is noted.
+
+def id_of(spec: dict[str, Any]) -> str:
+    """Id of the job that is given this."""
+    return digest(spec)[:16]
+
+
+def comparable(value: Any) -> Any:
+    """A job's object, or a part of one, as it is compared.
+
+    A setting that was added since is left out where it says what was meant before, and so is the folder of a file whose SHA-256 is
+    noted.
     """
-    return hashlib.sha256(json.dumps(anywhere(as_before(spec)), sort_keys=True).encode()).hexdigest()
-
-
-def anywhere(value: Any) -> Any:
-    """A job's object, or a part of one, with the name alone of each file whose SHA-256 is noted."""
     if isinstance(value, dict):
-        found = {name: anywhere(item) for name, item in value.items()}
+        found = {name: comparable(item) for name, item in value.items() if name not in ADDED or item != ADDED[name]}
         if found.get("sha256") is not None and isinstance(found.get("file"), str):
             found["file"] = re.split(r"[\\/]", found["file"])[-1]
         return found
-    return [anywhere(item) for item in value] if isinstance(value, list) else value
-
-
-def as_before(value: Any) -> Any:
-    """A job's object, or a part of one, without the settings that were added since, where they say what was meant before."""
-    if isinstance(value, dict):
-        return {name: as_before(item) for name, item in value.items() if name not in ADDED or item != ADDED[name]}
-    return [as_before(item) for item in value] if isinstance(value, list) else value
+    return [comparable(item) for item in value] if isinstance(value, list) else value
 
 
 def jobs_of(study: StudyRecipe, results: Mapping[str, list[dict[str, Any]]]) -> list[Job]:

@@ -63,12 +63,12 @@ def _answered_on(
     for source in group.sources:
         asked = results.asked(group, source)
         places = results.problem_of[source][asked]
-        np.add.at(sizes, places, 1)
+        sizes += np.bincount(places, minlength=len(sizes))
         for row, seed in enumerate(seeds):
             key = (method, module, seed, source)
             if exact:
                 on = results.given[key] == ON
             else:
                 on = results.answers[key] if group.kind == BY_EXCLUSION else ~results.answers[key]
-            np.add.at(counts[row], places, on[asked].astype(np.int64))
+            counts[row] += np.bincount(places[on[asked]], minlength=len(sizes))
     return counts, sizes

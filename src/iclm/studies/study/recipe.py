@@ -31,7 +31,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from iclm.data.loading import distribution, overlap, refuse_trained, with_pinned
 from iclm.errors import ConfigurationError
@@ -43,8 +43,8 @@ from iclm.recipe import (
     Section,
     TrainingSection,
     checked_again,
-    explain,
     one_way_to_ask,
+    validated,
 )
 from iclm.yaml_file import merge, read_mapping, resolve
 
@@ -374,10 +374,7 @@ def load_study(path: str | Path) -> StudyRecipe:
     """
     path = Path(path)
     values, names = read_mapping(path)
-    try:
-        study = StudyRecipe.model_validate(values)
-    except ValidationError as error:
-        raise ConfigurationError(f"{', which extends '.join(names)}: {explain(error, StudyRecipe)}") from error
+    study = validated(StudyRecipe, values, ", which extends ".join(names))
     for data in study.data.values():
         for source in (*data.train, *data.validation, *data.test):
             if source.file is not None:

@@ -19,7 +19,7 @@ from typing import Any
 from iclm.data.files import open_for_reading
 from iclm.errors import CheckpointError, ConfigurationError, DataError
 from iclm.model.checkpoint import read_json
-from iclm.studies.study.grid import Job, anywhere, as_before, digest, jobs_of, value_of
+from iclm.studies.study.grid import Job, comparable, id_of, jobs_of, value_of
 from iclm.studies.study.job import DONE, FAILED, SPEC
 from iclm.studies.study.recipe import UNTRAINED, StudyRecipe, load_study
 from iclm.studies.study.report_lines import (
@@ -114,7 +114,7 @@ def questions_of(reports: Sequence[FinishedJob]) -> dict[str, list[dict[str, str
     for job in reports:
         data = job.line["data"]
         other = first.setdefault(data, job)
-        same = anywhere(as_before(other.line["evaluate"])) == anywhere(as_before(job.line["evaluate"]))
+        same = comparable(other.line["evaluate"]) == comparable(job.line["evaluate"])
         if not same or _without_exclusion(other.questions) != _without_exclusion(job.questions):
             raise DataError(f"{other.name} and {job.name} were tested on different questions; report them apart")
         known = found.setdefault(data, job.questions)
@@ -171,11 +171,10 @@ def finished(folders: Iterable[Path]) -> dict[str, FinishedJob]:
         if _is_report(out):
             found = {job.line["id"]: job for job in read_files(out).jobs if job.rows}
         else:
-            found = {
-                id: FinishedJob(_line(id, _name(spec), spec, done, {}), rows, done["questions"])
-                for spec, done, rows in _of_folder(out)[0].values()
-                for id in [digest(spec)[:16]]  # a folder's name is that of the version that made it
-            }
+            found = {}
+            for spec, done, rows in _of_folder(out)[0].values():
+                id = id_of(spec)  # a folder's name is that of the version that made it
+                found[id] = FinishedJob(_line(id, _name(spec), spec, done, {}), rows, done["questions"])
         jobs = found | jobs
     return jobs
 
