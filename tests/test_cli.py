@@ -366,6 +366,21 @@ def test_a_diagnosis_without_data_takes_the_validation_sources_of_the_recipe(icl
     assert [row["source"] for row in data["ood"]] == ["acre-Sys-val-text", "mystery.jsonl"]
 
 
+def test_the_page_of_a_run_is_one_file_whose_name_is_on_stdout(iclm, workplace):
+    assert iclm("diagnose", "run", *DATA, "--limit", 6).code == 0
+    assert iclm("report", "run") == Result(0, "run/report.html\n", "")
+    page = Path("run/report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>") and "routing accuracy" in page and page.count("data:image/png") == 5
+    before = tree(workplace)
+    assert "--overwrite" in iclm("report", "run").refused()
+    assert "run.json" in iclm("report", ".", "--out", "x.html").refused()
+    assert "diagnosis.json" in iclm("report", "run", "--diagnosis", ".", "--out", "x.html").refused()
+    assert "is a folder" in iclm("report", "run", "--out", "run").refused()
+    assert tree(workplace) == before
+    assert iclm("report", "run", "--out", "new/page.html").out == "new/page.html\n"
+    assert Path("new/page.html").read_text(encoding="utf-8") == page
+
+
 def test_the_estimators_are_tried_as_often_as_asked(iclm, workplace, monkeypatch):
     from iclm.studies import estimators
 

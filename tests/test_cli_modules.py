@@ -254,10 +254,12 @@ def test_an_adapter_becomes_a_module_that_its_prompts_go_to(done, workplace, ran
     assert answer["domain_modules"] == ["domain_2"] and "primes" in answer["used"]
 
 
-def test_a_wider_run_has_no_diagnosis_of_the_narrower_one(iclm, done, workplace):
+def test_a_wider_run_has_no_diagnosis_of_the_narrower_one_nor_its_page(iclm, done, workplace):
     assert iclm("diagnose", "run", "--limit", 2)[0] == 0
+    assert iclm("report", "run")[0] == 0
     done(*IMPORT, "--overwrite")
-    assert not Path("run/diagnosis").exists() and Path("run/log.jsonl").is_file()
+    assert not Path("run/diagnosis").exists() and not Path("run/report.html").exists()
+    assert Path("run/log.jsonl").is_file()
     assert iclm("diagnose", "run", "--limit", 2)[0] == 0
 
 

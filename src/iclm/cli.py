@@ -1,7 +1,7 @@
 """The command line: one function a command, no logic of its own.
 
-    iclm quickstart | data acre|raven|... | train | evaluate | diagnose | estimators | generate | bench step|... |
-    plan | study | continual | modules RUN list|...
+    iclm quickstart | data acre|raven|... | train | evaluate | diagnose | report | estimators | generate |
+    bench step|... | plan | study | continual | modules RUN list|...
 
 Progress goes to stderr, results to stdout. Exit code 0: done; 2: bad input, said in one line; 1: a check found something
 wrong, a job failed, or a fault of ours.
@@ -258,6 +258,25 @@ def diagnose(
         for table in diagnosis_tables(report):
             stdout().print(table)
     note(f"written to {folder}: {', '.join(path.name for path in files)}")
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    diagnosis: Annotated[
+        Path | None, typer.Option(help="Folder that `iclm diagnose` made of the run; default: the one in it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file to make; default: report.html in the run folder.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """One HTML page of a run: its modules, training curves, recipe, and what iclm diagnose found.
+
+    Example: iclm report runs/acre --out acre.html
+    """
+    quiet_libraries()
+    from iclm.report.run_page import write_run_page
+
+    print(write_run_page(run, diagnosis=diagnosis, out=out, overwrite=overwrite))
 
 
 @app.command()

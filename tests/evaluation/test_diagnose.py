@@ -435,7 +435,7 @@ def test_a_diverged_run_is_said_to_be_one(make_run):
 
 def logged(run, tmp_path, *lines):
     (tmp_path / "log.jsonl").write_text("".join(line + "\n" for line in lines))
-    return training_section(Run(tmp_path, run.model, run.tokenizer, run.record))
+    return training_section(tmp_path, run.model.config)
 
 
 def test_the_curves_of_the_log_are_kept_without_what_is_not_a_number(run, tmp_path):

@@ -265,13 +265,18 @@ def test_a_run_is_replaced_with_all_that_commands_leave_in_it(make_recipe, tmp_p
     out = tmp_path / "run"
     train(make_recipe(training={"stages": "two_stage"}), out, progress_bar=False)
     shutil.copytree(out, out / "lora")
-    left = [f"diagnosis/{name}" for name in (FILE, *PLOTS)] + [f"lora/diagnosis/{FILE}", "quickstart.json"]
+    left = [f"diagnosis/{name}" for name in (FILE, *PLOTS)] + [
+        f"lora/diagnosis/{FILE}",
+        "quickstart.json",
+        "report.html",
+    ]
     left += [
         ".iclm-0123456789abcdef.tmp/diagnosis.json",
         ".iclm-fedcba9876543210.tmp",
         ".tmpcbgeJA",
         ".model.safetensors.part",
         "log_before_removal.jsonl",
+        "stages/invariant/report.html",
     ]
     left += ["checkpoints/runs/events", "checkpoints/invariant/checkpoint-3/optimizer.pt", ".config.part/config.json"]
     for name in left:

@@ -19,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from iclm.evaluation.routing import routing_report
 from iclm.evaluation.runs import Run
 from iclm.evaluation.sides import Progress, Side, answer_with, answered_side
 from iclm.model import ICLMForCausalLM
-from iclm.model.configuration_iclm import default_name
+from iclm.model.configuration_iclm import ICLMConfig, default_name
 from iclm.model.router import LearnedRouter
 from iclm.recipe import DataSource
 
@@ -218,11 +219,11 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
     return [items[i] for i in sorted({int(i) for i in np.linspace(0, len(items) - 1, min(most, len(items)))})]
 
 
-def training_section(run: Run) -> Section:
-    """The curves of the losses and of the router from the run's log; the steps of a second stage go on from the first's."""
-    path = run.folder / "log.jsonl"
+def training_section(folder: Path, config: ICLMConfig) -> Section:
+    """The curves of the losses and of the router from a run's log; the steps of a second stage go on from the first's."""
+    path = folder / "log.jsonl"
     if not path.is_file():
-        return not_measured(f"{run.folder} holds no log.jsonl")
+        return not_measured(f"{folder} holds no log.jsonl")
     curves: dict[str, dict[str, list[float]]] = {}
     last = offset = 0
     stages: list[int] = []
@@ -242,7 +243,6 @@ def training_section(run: Run) -> Section:
                 curve = curves.setdefault(key, {"step": [], "value": []})
                 curve["step"].append(last)
                 curve["value"].append(float(value))
-    config = run.model.config
     found = {"curves": curves, "stages": stages, "mi_loss": config.mi_loss, "mi_weight": config.mi_weight}
     return {"measured": True, **found} if curves else not_measured(f"{path} holds no figures")
 
@@ -350,6 +350,6 @@ def diagnose(
         "overfitting": overfitting_section(run, inside, outside),
         "forgetting": forgetting_section(run, sides, before, progress),
         "interventions": interventions_section(run, inside, progress),
-        "training": training_section(run),
+        "training": training_section(run.folder, run.model.config),
         "features": features_section(run, sides),
     }

@@ -28,6 +28,8 @@ from iclm.report.tables import share
 FILE = "diagnosis.json"
 FAILURES = ("routing", "independence", "overfitting", "forgetting", "interventions")
 HEALTHY, DOUBTFUL, FAILED, NOT_MEASURED = "healthy", "doubtful", "failed", "not measured"
+SEVERITY = (NOT_MEASURED, HEALTHY, DOUBTFUL, FAILED)
+"""The verdicts, the worst last."""
 
 
 @dataclass(frozen=True)

@@ -38,16 +38,18 @@ def write_plots(report: dict[str, Any], folder: Path) -> list[Path]:
         The files written.
     """
     written = []
-    for name, (section, draw) in PLOTS.items():
-        figure = _drawn(report[section], draw)
+    for name in PLOTS:
+        figure = drawn(name, report)
         if figure is not None:
             figure.savefig(folder / name, dpi=DOTS_PER_INCH)
             written.append(folder / name)
     return written
 
 
-def _drawn(section: dict[str, Any], draw: Any) -> Any:
-    return draw(section) if section["measured"] else None
+def drawn(name: str, report: dict[str, Any]) -> Any:
+    """The figure of one of `PLOTS`; None where the report holds nothing to show in it."""
+    section, draw = PLOTS[name]
+    return draw(report[section]) if report.get(section, {}).get("measured") else None
 
 
 def empty_figure(width: float, height: float) -> Any:

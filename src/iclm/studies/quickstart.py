@@ -28,6 +28,7 @@ from iclm.evaluation.runs import context_length
 from iclm.evaluation.scoring import score
 from iclm.model import ICLMConfig, ICLMForCausalLM, load_tokenizer
 from iclm.recipe import DataSource, Recipe, load_recipe
+from iclm.training.folder import QUICKSTART
 from iclm.training.run import train
 
 REGIMES = ("IID", "Sys")  # the published rendering keeps the shift of Sys, not that of Comp
@@ -186,7 +187,7 @@ def quickstart(
     }
     with atomic_write(out / "quickstart.jsonl", overwrite=True) as stream:
         stream.writelines(json.dumps(row) + "\n" for row in rows)
-    with atomic_write(out / "quickstart.json", overwrite=True) as stream:
+    with atomic_write(out / QUICKSTART, overwrite=True) as stream:
         json.dump(summary, stream, indent=2)
         stream.write("\n")
     return summary

@@ -6,6 +6,7 @@ RUN/recipe.yaml                                                the recipe, every
 RUN/log.jsonl                                                  a line for every logging step; `step` counts through all stages
 RUN/log_before_removal.jsonl                                   the same, of a run from which a module was removed since
 RUN/run.json                                                   domains, examples, stages, seconds, versions; written last
+RUN/report.html                                                the page of the run (`iclm report`)
 RUN/stages/invariant/                                          two_stage: the end of the first stage, a run folder itself
 RUN/checkpoints/                                               the Trainer's, to resume from; of two_stage a folder a stage;
                                                                gone, with all that is in it, when the training ends
@@ -43,6 +44,8 @@ LOG = "log.jsonl"
 LOG_BEFORE_REMOVAL = "log_before_removal.jsonl"  # its figures by module have numbers that modules had then
 CLOCK = "seconds.json"  # in a checkpoint, its last file: how long the training had taken, and in how many processes
 TRAINER_STATE = "trainer_state.json"
+PAGE = "report.html"  # of a finished run, made by `iclm report`
+QUICKSTART = "quickstart.json"  # what the quickstart leaves beside its run
 
 # the patterns of what is ours in a run folder (`check_own`), which --overwrite may remove; anything else there is not
 _UNFINISHED = (
@@ -66,12 +69,12 @@ _TOKENIZER = (
 _SAVED = ("config.json", "generation_config.json", WEIGHTS, *_TOKENIZER, FINISHED, *_UNFINISHED)
 _PLOTS = ("routing.png", "features.png", "training.png", "swap.png", "accuracy.png")
 _DIAGNOSIS = tuple(f"diagnosis/{name}" for name in ("diagnosis.json", *_PLOTS, *_UNFINISHED))
-_ENDED = (*_SAVED, *_DIAGNOSIS)
+_ENDED = (*_SAVED, PAGE, *_DIAGNOSIS)
 _STAGE_ENDS = tuple(f"{STAGES}/{folder}/{name}" for folder in ("invariant", ".invariant.part") for name in _ENDED)
 # what a run leaves that has not ended
 BEGUN: tuple[str, ...] = (RECIPE, LOG, *_STAGE_ENDS, f"{CHECKPOINTS}/**", *_UNFINISHED)
 _RUN = (*BEGUN, LOG_BEFORE_REMOVAL, *_ENDED)
-OURS: tuple[str, ...] = (*_RUN, "quickstart.json", "quickstart.jsonl", *(f"lora/{name}" for name in _RUN))
+OURS: tuple[str, ...] = (*_RUN, QUICKSTART, "quickstart.jsonl", *(f"lora/{name}" for name in _RUN))
 
 
 def check_folder(out: Path, *, overwrite: bool, resume: bool) -> None:

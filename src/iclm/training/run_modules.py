@@ -7,6 +7,7 @@ A change makes a whole run folder: under a hidden name beside its place, which i
     log.jsonl                                    kept by a removal as log_before_removal.jsonl: its figures by module have
                                                  the old numbers
     diagnosis/                                   left out by a removal or an import: it is of another model
+    report.html                                  left out: it is a page of what the run was
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from iclm.model.peft_format import CONFIG, WEIGHTS, fit_adapter, read_adapter, w
 from iclm.model.plan import INVARIANT
 from iclm.model.surgery import add_module, remove_module, rename_module, share_routed_to
 from iclm.recipe import DataSource
-from iclm.training.folder import LOG, LOG_BEFORE_REMOVAL, OURS, finite, write_folder, write_record
+from iclm.training.folder import LOG, LOG_BEFORE_REMOVAL, OURS, PAGE, finite, write_folder, write_record
 
 DIAGNOSIS = "diagnosis"  # where `iclm diagnose` leaves what it found, unless told otherwise
 ADAPTER = (CONFIG, WEIGHTS, "README.md")  # what an adapter folder of PEFT holds
@@ -326,7 +327,7 @@ def _change(
     without: Sequence[str] = (),
     removed: int | None = None,
 ) -> dict[str, Any]:
-    """Leave a changed run: all that is in its folder but `without`, what `write` writes, and its record; a log is kept by another name.
+    """Leave a changed run: all that is in its folder but `without` and its page, what `write` writes, and its record; a log is kept by another name.
 
     Args:
         removed: number of the domain module that is gone; later ones moved down by one.
@@ -344,7 +345,7 @@ def _change(
 
     def fill(part: Path) -> None:
         def left_out(at: str, names: list[str]) -> list[str]:
-            return [name for name in names if name in without and Path(at) == folder]
+            return [name for name in names if name in (*without, PAGE) and Path(at) == folder]
 
         shutil.copytree(folder, part, ignore=left_out, symlinks=True, dirs_exist_ok=True)
         if LOG in without and (folder / LOG).is_file():
