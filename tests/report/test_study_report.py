@@ -171,6 +171,21 @@ def test_costs_and_choices_have_tables(tables):
     assert tables["acre/chosen"].rows[2] == ["iclm-no-mi", "0 of iclm", "0.001"]
 
 
+def test_jobs_of_another_number_type_are_named(make_collected):
+    found = make_collected({"lora": {"mixture": 0.6}, "iclm": {"mixture": 0.8}})
+    assert texts(summarise(found, resamples=FAST))["setup"].startswith("tiny in float32 on cpu (")
+    for job in found.jobs:
+        if job.line["name"] in ("acre/iclm/seed-0", "acre/iclm/seed-2"):
+            job.line["dtype"] = "bfloat16"
+    said = texts(summarise(found, resamples=FAST))["setup"]
+    assert said.startswith("tiny in float32 (in bfloat16 acre/iclm/seed-0,2) on cpu (")
+    for job in found.jobs:
+        if job.line["name"] != "acre/lora/seed-1":
+            job.line["dtype"] = "bfloat16"
+    said = texts(summarise(found, resamples=FAST))["setup"]
+    assert said.startswith("tiny in bfloat16 (in float32 acre/lora/seed-1) on cpu ("), "the commonest first"
+
+
 def test_what_was_not_run_is_named(summary):
     assert texts(summary)["not-run"] == "not run: acre/iclm/seed-3\n"
     assert texts({**summary, "not_run": {}})["not-run"] == "All jobs of the study were run.\n"

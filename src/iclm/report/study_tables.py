@@ -417,8 +417,10 @@ def setup_line(summary: dict[str, Any]) -> str:
     choosing = sum({(one["tries_on"], one["tries_of"]): one["tries"] for one in summary["chosen"]}.values())
     compared = setup["tries"] - choosing
     others = f", {compared} more compared on validation questions alone" if compared else ""
+    exceptions = "; ".join(f"in {dtype} {', '.join(_together(names))}" for dtype, names in setup["exceptions"].items())
     return (
-        f"{' and '.join(setup['bases']) or 'no model'} in {' and '.join(setup['dtypes']) or 'no dtype'} on "
+        f"{' and '.join(setup['bases']) or 'no model'} in {next(iter(setup['dtypes']), 'no dtype')}"
+        f"{f' ({exceptions})' if exceptions else ''} on "
         f"{' and '.join(setup['devices']) or 'cpu'} ({' and '.join(setup['processors'])}, "
         f"{' and '.join(map(str, setup['threads']))} threads); {versions}; {setup['reports']} jobs are reported, "
         f"hyper-parameters chosen by {choosing} tries{others}; intervals of a mean are Student's over seeds, those of a difference "
@@ -426,16 +428,25 @@ def setup_line(summary: dict[str, Any]) -> str:
     )
 
 
-def not_run_line(summary: dict[str, Any]) -> str:
-    """The names of jobs that were not run, those of one method together: acre/iclm/seed-3,4."""
-    numbers: dict[tuple[str, str], list[str]] = {}
-    for name, state in summary["not_run"].items():
+def _together(names: Iterable[str]) -> list[str]:
+    """Names of jobs, those of one method in one: acre/iclm/seed-3,4."""
+    numbers: dict[str, list[str]] = {}
+    for name in names:
         start, dash, number = name.rpartition("-")
         of_several = start.endswith(("/seed", "/try"))
-        numbers.setdefault((start + dash if of_several else name, state), []).append(number if of_several else "")
+        numbers.setdefault(start + dash if of_several else name, []).append(number if of_several else "")
+    return [start + ",".join(found) for start, found in numbers.items()]
+
+
+def not_run_line(summary: dict[str, Any]) -> str:
+    """The names of jobs that were not run, those of one method together."""
+    by_state: dict[str, list[str]] = {}
+    for name, state in summary["not_run"].items():
+        by_state.setdefault(state, []).append(name)
     names = [
-        start + ",".join(found) + ("" if state == "not run" else f" ({state})")
-        for (start, state), found in numbers.items()
+        name + ("" if state == "not run" else f" ({state})")
+        for state, found in by_state.items()
+        for name in _together(found)
     ]
     said = f"not run: {', '.join(names)}" if names else "All jobs of the study were run."
     if summary.get("diverged"):

@@ -91,16 +91,24 @@ def tried(found: Collected, data: str) -> Iterator[dict[str, Any]]:
 
 
 def setup(found: Collected) -> dict[str, Any]:
-    """What all was run with; more than one entry where jobs differ."""
+    """What all was run with; more than one entry where jobs differ, and of number types the commonest first.
+
+    `exceptions` are the names of the jobs in each other number type: what they found has been rounded otherwise.
+    """
     lines = [job.line for job in found.jobs]
     models = [line for line in lines if line["kind"] != "strategy"]
+    dtypes: dict[str, list[str]] = {}
+    for line in models:
+        dtypes.setdefault(line["dtype"], []).append(line["name"])
+    order = sorted(dtypes, key=lambda dtype: -len(dtypes[dtype]))
 
     def different(values: Iterable[Any]) -> list[Any]:
         return list(dict.fromkeys(values))
 
     return {
         "bases": different(line["recipe"]["base"] for line in models),
-        "dtypes": different(line["dtype"] for line in models),
+        "dtypes": order,
+        "exceptions": {dtype: dtypes[dtype] for dtype in order[1:]},
         "devices": different(line["device"] for line in models),
         "processors": different(line["processor"] for line in lines),
         "threads": different(line["threads"] for line in lines),
