@@ -242,6 +242,11 @@ def test_a_command_line_that_cannot_be_read_is_exit_code_2(iclm, arguments):
     assert iclm(*arguments).code == 2
 
 
+def test_a_number_of_new_tokens_needs_generation(iclm, workplace):
+    asked = ("evaluate", "run", "--data", "mystery.jsonl=text", "--max-new-tokens", 3)
+    assert "--max-new-tokens is for --generate" in iclm(*asked).refused()
+
+
 # -- results -----------------------------------------------------------------------------------------------------------
 
 

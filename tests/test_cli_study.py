@@ -121,6 +121,17 @@ def test_a_study_of_which_nothing_is_done_has_no_report(study, tmp_path):
     )
 
 
+def test_a_file_to_write_tables_into_is_looked_at_before_the_bootstrap(study, recipe, tmp_path, monkeypatch):
+    from iclm.studies.study import summary
+
+    values = {**yaml.safe_load(recipe.read_text()), "grid": [{"methods": ["rule"], "seeds": [0]}]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+    assert study(tmp_path / "study.yaml", "--out", tmp_path / "s")[0] == 0
+    monkeypatch.setattr(summary, "summarise", lambda *given, **options: pytest.fail("the bootstrap was begun"))
+    code, said, err = study("report", tmp_path / "s", "--write", tmp_path / "none.md")
+    assert (code, said) == (2, "") and "none.md: cannot be read" in err
+
+
 def test_a_strategy_needs_no_base(study, recipe, tmp_path):
     values = {**yaml.safe_load(recipe.read_text()), "base": str(tmp_path / "no-such-model")}
     values["grid"] = [{"methods": ["rule"], "seeds": [0]}]

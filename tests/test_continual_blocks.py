@@ -34,6 +34,23 @@ def test_there_is_a_block_and_every_committed_table_is_made_of_the_rows_beside_i
     assert all(table in committed for table in tables().values())
 
 
+@pytest.mark.parametrize(("name", "count"), [("short", 23), ("ewc", 4), ("long", 3)])
+def test_a_committed_sequence_is_known_to_its_recipe(name, count):
+    """So that `iclm continual RECIPE --known results/continual` does none of them again."""
+    from iclm.studies.continual.recipe import load_continual, with_boundaries
+    from iclm.studies.continual.runner import sequence_jobs
+
+    recipe = load_continual(ROOT / "recipes" / "continual" / f"{name}.yaml")
+    told = [with_boundaries(recipe, boundaries) for boundaries in ("known", "unknown")]
+    known = {job.folder: job.spec["recipe"] for each in told for job in sequence_jobs(each, name)}
+    lines = map(json.loads, (RESULTS / "sequences.jsonl").read_text(encoding="utf-8").splitlines())
+    found = [line for line in lines if line["sequence"] == name]
+    assert len(found) == count and not {line["job"] for line in found} - set(known)
+    assert all(line["recipe"]["model"] == known[line["job"]]["model"] for line in found)
+    rows = map(json.loads, (RESULTS / "rows.jsonl").read_text(encoding="utf-8").splitlines())
+    assert {row["job"] for row in rows if row["sequence"] == name} == {line["job"] for line in found}
+
+
 def test_the_figures_of_the_long_sequence_are_of_the_tasks_that_opened_a_module():
     (done,) = [
         line

@@ -231,6 +231,49 @@ def test_a_value_that_cannot_be_used_is_named_with_its_place(override, words):
     assert words in refused(change, override)
 
 
+@pytest.mark.parametrize("value", ["&a [*a]", "[" * 3000 + "]" * 3000], ids=["circle", "deep"])
+def test_an_override_without_end_is_refused(value):
+    assert "nested too deeply or contains itself" in refused(change, f"data.train={value}")
+
+
+GENERATED = {
+    "acre": SOURCE,
+    "raven": {"raven": "center_single", "problems": 2, "format": "text"},
+    "corr2cause": {"corr2cause": "official", "problems": 2},
+    "pvr": {"pvr": "min", "problems": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "setting"),
+    [
+        (GENERATED["acre"], {"answers": "fair"}),
+        (GENERATED["acre"], {"columns": {"prompt": "q"}}),
+        (GENERATED["acre"], {"choices": ["yes", "no"]}),
+        (GENERATED["acre"], {"config": "main"}),
+        (GENERATED["acre"], {"variables": [3]}),
+        (GENERATED["raven"], {"objects": "strict"}),
+        (GENERATED["corr2cause"], {"objects": "strict"}),
+        (GENERATED["pvr"], {"balanced": True}),
+        ({"file": "a.csv"}, {"config": "main"}),
+        ({"dataset": "d"}, {"shift": "permutation"}),
+    ],
+    ids=lambda part: next(iter(part)),
+)
+def test_a_setting_that_means_nothing_to_a_source_is_refused(source, setting):
+    (name,) = setting
+    message = refused(parse_recipe, {"data": {"train": [{**source, **setting}]}})
+    assert f"{name} is for " in message and f"this source is of {next(iter(source))}, leave it out" in message
+
+
+@pytest.mark.parametrize(
+    "source", [*GENERATED.values(), {"file": "a.csv"}, {"dataset": "d"}], ids=lambda s: next(iter(s))
+)
+def test_a_source_with_all_its_defaults_written_out_is_the_same(source):
+    found = DataSource.model_validate(source)
+    assert DataSource.model_validate(found.model_dump(mode="json")) == found
+
+
 def test_a_recipe_without_data_is_refused():
     assert "data" in refused(parse_recipe, {"method": "iclm"})
 
@@ -239,13 +282,16 @@ def test_a_recipe_without_data_is_refused():
     ("content", "words"),
     [
         (None, "cannot be read"),
-        (b"", "mapping"),
+        (b"", "the file is empty"),
         (b"- 1\n", "mapping"),
+        (b"data: &d {train: *d}\n", "the recipe is nested too deeply or contains itself"),
+        (b"data: &a [*a]\n", "the recipe is nested too deeply or contains itself"),
+        (b"data: " + b"[" * 3000 + b"]" * 3000, "the recipe is nested too deeply or contains itself"),
         (b"method: iclm\ndata: [1\n", "not valid YAML"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"method: lora\n", "data"),
     ],
-    ids=["missing", "empty", "list", "broken", "binary", "incomplete"],
+    ids=["missing", "empty", "list", "circle", "round", "deep", "broken", "binary", "incomplete"],
 )
 def test_a_file_that_is_no_recipe_is_named(tmp_path, content, words):
     path = tmp_path / "recipe.yaml"

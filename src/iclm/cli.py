@@ -150,7 +150,7 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of --generate; default: the longest answer.")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="Rendering of ACRE JSON files: symbolic or text.")] = None,
+    format: Annotated[str | None, typer.Option(help="Rendering of files of problems: symbolic or text.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Strict rendering of ACRE JSON files.")] = False,
     ask: Ask = "letter",
     score: Annotated[str, typer.Option(help="Of a choice: sum or mean of its tokens' log-likelihoods.")] = "sum",
@@ -176,6 +176,8 @@ def evaluate(
     objects = "strict" if strict else "official"
     if generate and score != "sum":
         raise ConfigurationError("--score is for choices; leave it out with --generate")
+    if max_new_tokens is not None and not generate:
+        raise ConfigurationError("--max-new-tokens is for --generate, which is not given; leave it out, or give both")
     options = {"format": format, "objects": objects, "limit": limit, "columns": columns, "score": score}
     sources = evaluation_sources(data, loaded, ask=ask, **options)
     with progress_bars() as bars:

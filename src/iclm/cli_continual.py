@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ def run(
 ) -> None:
     """Do what is missing of all methods, orders and seeds; the word run may be left out.
 
-    Example: iclm continual run recipes/continual/short.yaml --out runs/short --only iclm --task-boundaries unknown
+    Example: iclm continual run recipes/continual/short.yaml --out runs/short --only forward/iclm/ --task-boundaries unknown
     """
     quiet_libraries()
     from iclm.studies.continual.known import take_over
@@ -99,16 +100,20 @@ def boundaries(
     from iclm.data.files import atomic_write
     from iclm.report.continual import grids
     from iclm.studies.continual.boundaries import MARGINS, boundary_rows
-    from iclm.studies.continual.recipe import load_continual
+    from iclm.studies.continual.recipe import files_of, load_continual
     from iclm.studies.continual.results import Found, summarise
 
     try:
         chosen = MARGINS if margins is None else tuple(float(part) for part in margins.split(","))
     except ValueError:
         chosen = ()
-    if not chosen or min(chosen) <= 0:
-        raise ConfigurationError(f"--margins is {margins!r}; give numbers above 0 between commas, such as 1,1.5,2")
+    if not chosen or not all(0 < margin < math.inf for margin in chosen):
+        raise ConfigurationError(
+            f"--margins is {margins!r}; give finite numbers above 0 between commas, such as 1,1.5,2"
+        )
     loaded = load_continual(recipe)
+    if out.resolve() in files_of(recipe):
+        raise ConfigurationError(f"--out {out} is a file that the recipe {recipe} is made of; choose another --out")
     with atomic_write(out, overwrite=overwrite) as stream:
         rows = list(boundary_rows(loaded, recipe.stem, chosen, note))
         stream.writelines(json.dumps(row) + "\n" for row in rows)
@@ -127,7 +132,12 @@ def report(
         list[Path],
         typer.Argument(help="Folders of iclm continual, reports of them, and files of iclm continual boundaries."),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for rows.jsonl, summary.json, tables.md and plots.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for rows.jsonl, sequences.jsonl, boundaries.jsonl, summary.json, tables.md and plots."
+        ),
+    ] = None,
     write: Annotated[
         list[Path] | None,
         typer.Option(

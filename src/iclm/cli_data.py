@@ -193,6 +193,9 @@ def data_conformance(
         print_json(rows)
     else:
         stdout().print(conformance_table(rows))
+        for row in rows:
+            for line in () if row["passed"] else row["notes"]:
+                note(f"{row['file']}: {line}")
     if not all(row["passed"] for row in rows):
         raise typer.Exit(1)
 

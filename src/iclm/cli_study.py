@@ -107,7 +107,10 @@ def report(
         list[Path], typer.Argument(help="Folders of studies or of a report; parts of one study are taken together.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results.jsonl, jobs.jsonl, comparisons.json, tables.md and plots.")
+        Path | None,
+        typer.Option(
+            help="Folder for results.jsonl, tries.jsonl, jobs.jsonl, questions.jsonl, comparisons.json, tables.md and plots."
+        ),
     ] = None,
     write: Annotated[
         list[Path] | None,
@@ -127,6 +130,7 @@ def report(
     Example: iclm study report runs/study --out results/study --write docs/results.md
     """
     quiet_libraries()
+    from iclm.report.blocks import read_markdown
     from iclm.report.study import check_blocks, check_out, write_blocks, write_report
     from iclm.report.study_tables import grids, not_run_line
     from iclm.studies.study.results import collect
@@ -135,6 +139,8 @@ def report(
     found = collect(studies)
     if out is not None:
         check_out(found, out, overwrite=overwrite)
+    for path in write or ():  # before the bootstrap, which takes long
+        read_markdown(path)
     summary = summarise(found, reference=reference, resamples=resamples)
     check_blocks(summary, write or ())
     if out is not None:

@@ -30,6 +30,20 @@ from iclm.yaml_file import apply_overrides, place_of, read_mapping, resolve
 
 SPLITS = ("train", "val", "test", "holdout")
 """Of generated problems; holdout of PVR only."""
+ORIGINS = ("acre", "raven", "corr2cause", "pvr", "file", "dataset")
+"""Where a source can come from; each source has one."""
+ONLY_OF = {
+    "answers": ("raven",),
+    "variables": ("corr2cause",),
+    "balanced": ("corr2cause",),
+    "complexity": ("pvr",),
+    "shift": ("pvr",),
+    "objects": ("acre", "file"),
+    "columns": ("file", "dataset"),
+    "choices": ("file", "dataset"),
+    "config": ("dataset",),
+}
+"""The origins that a setting of a source means something to, where these are not all."""
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -172,7 +186,7 @@ class DataSource(Section):
     seed: int = 0
     """Seed of generated problems, and of the shuffles of strict objects."""
     problems: int | None = Field(default=None, ge=1)
-    """Number of problems (of CORR2CAUSE questions): needed for generated ones; of an ACRE file the first so many."""
+    """Number of problems (of CORR2CAUSE questions): needed for generated ones; of a file of ACRE or RAVEN problems the first so many."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many examples."""
     format: Literal["symbolic", "text"] | None = None
@@ -192,8 +206,8 @@ class DataSource(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> DataSource:
-        origins = (self.acre, self.raven, self.corr2cause, self.pvr, self.file, self.dataset)
-        if sum(origin is not None for origin in origins) != 1:
+        origins = [name for name in ORIGINS if getattr(self, name) is not None]
+        if len(origins) != 1:
             raise ValueError("give one of acre, raven, corr2cause and pvr (problems to generate), file and dataset")
         if self.acre is not None or self.raven is not None:
             if self.problems is None or self.format is None:
@@ -208,10 +222,9 @@ class DataSource(Section):
         splits = SPLITS if self.pvr is not None else SPLITS[:3]
         if self.generated and self.split not in splits:
             raise ValueError(f"split is {self.split!r}; of these problems it is one of {', '.join(splits)}")
-        for origin, names in (("corr2cause", ("variables", "balanced")), ("pvr", ("complexity", "shift"))):
-            for name in names:
-                if getattr(self, origin) is None and getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} is for {origin}, which this source does not generate")
+        for name, known in ONLY_OF.items():
+            if origins[0] not in known and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for {' and '.join(known)}; this source is of {origins[0]}, leave it out")
         if self.ask == "panel" and self.raven is None and (self.file is None or self.columns is not None):
             raise ValueError("ask: panel is for RAVEN problems, generated or in a file of them")
         return self
@@ -432,7 +445,7 @@ def parse_columns(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         columns = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         columns = None
     if not isinstance(columns, dict) or not all(isinstance(key, str) for key in columns):
         raise ConfigurationError(f"columns is {text!r}; write a mapping such as '{{prompt: question, answer: right}}'")

@@ -13,6 +13,8 @@ from iclm.errors import ConfigurationError
 
 PACKAGED = ("smollm2-135m",)
 """Names of bases that are no paths, whatever lies beside a recipe (`iclm.model.backbone`)."""
+DEEPEST = 50
+"""Mappings and lists within each other, at most: no recipe needs more, and one that contains itself never ends."""
 
 
 class _OneOfAKind(yaml.SafeLoader):
@@ -29,14 +31,31 @@ class _OneOfAKind(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _load(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """What a YAML text says; raises RecursionError if it is nested too deeply or contains itself."""
+    values = yaml.load(text, Loader=loader)  # a safe loader
+    if _is_deeper(values, DEEPEST):
+        raise RecursionError
+    return values
+
+
+def _is_deeper(values: Any, levels: int) -> bool:
+    """Whether mappings and lists lie within each other over more than so many levels."""
+    if not isinstance(values, (dict, list)):
+        return False
+    inner = values.values() if isinstance(values, dict) else values
+    return levels == 0 or any(_is_deeper(value, levels - 1) for value in inner)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigurationError: it cannot be read, is no valid YAML or no mapping, or has a key twice; one line.
+        ConfigurationError: it cannot be read, is no valid YAML or no mapping, has a key twice, is nested too deeply or contains
+            itself; one line.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneOfAKind)  # a safe loader
+        values = _load(path.read_text(encoding="utf-8"), _OneOfAKind)
     except OSError as error:
         raise ConfigurationError(f"{path}: the recipe cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -47,8 +66,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"{path}{where}: the recipe is not valid YAML: {getattr(error, 'problem', error)}"
         ) from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{path}: the recipe is nested too deeply or contains itself") from error
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{path}: a recipe is a mapping of sections; the file holds {type(values).__name__}")
+        held = "is empty" if values is None else f"holds {type(values).__name__}"
+        raise ConfigurationError(f"{path}: a recipe is a mapping of sections; the file {held}")
     return values
 
 
@@ -135,9 +157,11 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         if not equals or not key:
             raise ConfigurationError(f"{override!r} is no override; write section.field=value")
         try:
-            value = yaml.safe_load(text) if text else None
+            value = _load(text) if text else None
         except yaml.YAMLError as error:
             raise ConfigurationError(f"{override!r}: the value is not valid YAML") from error
+        except RecursionError as error:
+            raise ConfigurationError(f"{override!r}: the value is nested too deeply or contains itself") from error
         place: Any = values
         *parents, leaf = key.split(".")
         for parent in parents:

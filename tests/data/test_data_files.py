@@ -177,3 +177,12 @@ def test_a_file_that_no_pattern_names_is_foreign_wherever_it_lies(tmp_path, name
 def test_file_that_cannot_be_read_is_a_data_error(tmp_path, name, message):
     with pytest.raises(DataError, match=message):
         open_for_reading(tmp_path / name)
+
+
+def test_a_file_where_a_folder_is_needed_is_said_to_be_one(tmp_path):
+    (tmp_path / "a.json").write_text("x")
+    with (
+        pytest.raises(ConfigurationError, match=r"cannot write .*b\.json: .*a\.json is a file"),
+        atomic_write(tmp_path / "a.json" / "b.json"),
+    ):
+        pass

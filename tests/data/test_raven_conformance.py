@@ -65,6 +65,17 @@ def test_a_wrong_target_a_changed_byte_and_a_damaged_file_fail(folder):
     assert "IID_val.json: line 1: not valid JSON" in rows["acre/IID_val.json"]["notes"][0]
 
 
+def test_the_command_says_why_a_file_fails(folder, monkeypatch, capsys):
+    from iclm import cli
+
+    (folder / "acre" / "IID_val.json").write_text("[")
+    monkeypatch.setattr("sys.argv", ["iclm", "data", "conformance", str(folder)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not valid JSON" in line]
+    assert stop.value.code == 1 and line.startswith("acre/IID_val.json: ")
+
+
 def test_renderings_without_their_problems_are_not_passed(folder):
     (folder / "raven" / "official_symbolic.jsonl").rename(folder / "raven" / "official_text.jsonl")
     rows = {row["file"]: row for row in conformance(folder)}

@@ -47,6 +47,14 @@ def test_a_domain_of_few_examples_is_listed_and_left_out_of_the_leakage():
     assert (report["leakage"]["n"], report["leakage"]["domains"]) == (50, 2)
 
 
+def test_a_domain_of_one_group_is_left_out_of_the_leakage_and_switches_it_off_for_no_other():
+    domains, groups = np.repeat([0, 1, 2], 20), np.arange(60)
+    groups[domains == 2] = 99
+    report = independence_report(states(60), states(60, seed=1), domains, groups=groups)
+    assert report["2"]["groups"] == 1 and "hsic" in report["2"]
+    assert [report["leakage"][name] for name in ("n", "domains", "groups")] == [40, 2, 40]
+
+
 @pytest.mark.parametrize(
     ("domains", "groups", "reason"),
     [

@@ -135,6 +135,19 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, name):
     assert str(tmp_path / name) in refused(tmp_path / name)
 
 
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "run").write_text("x")
+    assert "it is a file" in refused(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("changes", 3), ("changes", [3]), ("homes", 3), ("homes", {"a": "b"})], ids=str
+)
+def test_a_record_of_changes_or_homes_that_cannot_be_is_damaged(copy, field, value):
+    record(copy, **{field: value})
+    assert f"run.json is damaged: {field} must" in refused(copy)
+
+
 # -- domains and modules -----------------------------------------------------------------------------------------------
 
 

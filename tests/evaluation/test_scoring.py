@@ -125,6 +125,33 @@ def test_a_plain_model_scores_as_the_fresh_plain_lora_made_from_it(load_tiny_bas
         assert one.tolist() == pytest.approx(other.tolist(), abs=1e-4)
 
 
+MANY = [item(P[0], [[token] for token in range(10, 210)], None, 1)]  # in bfloat16 some of so many logits would be equal
+
+
+@pytest.mark.parametrize("aggregator", ["mix", "concat", "logits", "probas"])
+def test_choices_do_not_tie_because_the_base_is_in_bfloat16(make_iclm, aggregator):
+    modules = ("mixture", "invariant", "domain_1")
+    model = make_iclm(dtype="bfloat16", num_domains=3, router="vq", aggregator=aggregator)
+    found = score(model, MANY, modules=modules)
+    for module in modules:
+        assert len(set(found.choices[module][0].tolist())) == 200, module
+        rounded = brute_force(model, MANY[0], module)[0]
+        assert found.choices[module][0].tolist() == pytest.approx(rounded, abs=0.05)
+        # `probas` mixes in float32, but what it mixes was rounded
+        assert len(set(rounded)) < 200 or (aggregator, module) == ("probas", "mixture")
+
+
+def test_a_plain_model_in_bfloat16_is_scored_in_float32_too_and_stays_as_it_was(load_tiny_base, architecture):
+    model = load_tiny_base(architecture, "bfloat16")
+    found = score_plain(model, MANY).choices["mixture"][0]
+    assert len(set(found.tolist())) == 200
+    kept, head = found.tolist(), model.get_output_embeddings()
+    with pytest.raises(IndexError):
+        score_plain(model, [item([10**6], [[5]])])
+    assert not head._forward_hooks and model(torch.tensor([[5, 6]])).logits.dtype == torch.bfloat16
+    assert score_plain(model, MANY).choices["mixture"][0].tolist() == kept
+
+
 def test_a_plain_model_scores_nothing_without_choices(load_tiny_base):
     with pytest.raises(DataError, match="no choices"):
         score_plain(load_tiny_base(), [replace(item(P[0], [[5]]), choices=())])

@@ -42,7 +42,7 @@ BASES = {
     },
     "FalconH1Config": {
         **{**USUAL, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
-        **{"mamba_n_groups": 1, "mamba_chunk_size": 8},
+        **{"mamba_n_groups": 1, "mamba_chunk_size": 8, "lm_head_multiplier": 0.25},
     },
     "Lfm2Config": {**USUAL, "layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 8},
     "Gemma4TextConfig": {

@@ -1,6 +1,7 @@
 """What transformers and its users pass to every model: honoured, or refused, never ignored where it would change a number."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -44,6 +45,30 @@ def test_positions_that_follow_the_mask_are_taken_and_others_refused(model, batc
 
 
 @torch.no_grad()
+def test_positions_without_a_mask_are_those_after_the_cache(model, batch):
+    ids = batch["input_ids"][1:2, :9]
+    past = model(ids[:, :6]).past_key_values
+    for start in (0, 3, 7):
+        with pytest.raises(ConfigurationError, match="position_ids are not those"):
+            model(ids[:, 6:], past_key_values=past, position_ids=torch.arange(start, start + 3)[None])
+    found = model(ids[:, 6:], past_key_values=past, position_ids=torch.arange(6, 9)[None])
+    torch.testing.assert_close(found.logits, model(ids, route=found.decision).logits[:, 6:], rtol=0, atol=1e-5)
+    with pytest.raises(ConfigurationError, match="position_ids are not those"):
+        model(ids, position_ids=torch.arange(9)[None] + 7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options", [{}, {"use_cache": False}, {"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}]
+)
+def test_generation_takes_positions_that_are_its_own(model, random_prompts, padded, options):
+    batch = padded(random_prompts((5, 9, 3)), side="left")
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, **options}
+    found = model.generate(**batch, position_ids=positions_of(batch["attention_mask"]), **options)
+    assert torch.equal(found, model.generate(**batch, **options))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("fresh", [False, True])
 def test_decoding_by_hand_needs_no_flag(make_iclm, load_tiny_base, batch, fresh):
     model = make_iclm(num_domains=2, router="vq", fresh=fresh)
@@ -84,6 +109,54 @@ def test_in_evaluation_labels_give_the_loss_and_the_logits(model, labelled):
     model.eval()
 
 
+@torch.no_grad()
+def test_labels_with_a_cache_are_those_of_the_tokens_after_it(model, batch):
+    ids = batch["input_ids"][1:2, :9]
+    labels = ids.clone()
+    labels[:, :7] = -100  # the first of the later part is nobody's next token
+    whole = model(ids, labels=labels, prompt_mask=torch.arange(9)[None] < 6).loss
+    for mask in (None, torch.ones_like(ids)):
+        past = model(ids[:, :6]).past_key_values
+        found = model(ids[:, 6:], mask, labels=ids[:, 6:], past_key_values=past)
+        torch.testing.assert_close(found.loss, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["labels", "prompt_mask", "branch_ids", "attention_mask"])
+def test_what_has_another_shape_than_the_tokens_is_refused_by_name(model, labelled, name):
+    batch = labelled()
+    batch[name] = torch.ones_like(batch["input_ids"])[:, 1:]
+    with pytest.raises(ConfigurationError, match=rf"{name} is \[4, 10\]; it must be \[4, 11\]"):
+        model(**batch)
+    if name != "branch_ids":
+        with pytest.raises(ConfigurationError, match=f"{name} is"):
+            model.batch_features(batch)
+
+
+def test_recomputed_layers_keep_no_cache_and_say_so(make_iclm, labelled):
+    model = make_iclm(num_domains=2, router="oracle", fit=False).train()
+    ids, domains = labelled()["input_ids"], torch.tensor([0, 1, 0, 1])
+    given = model(ids, domain_ids=domains, use_cache=True)
+    given.logits.square().sum().backward()
+    plain = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    with pytest.warns(UserWarning, match="no cache is kept"):
+        found = model(ids, domain_ids=domains, use_cache=True)
+    assert given.past_key_values is not None and found.past_key_values is None
+    found.logits.square().sum().backward()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient)
+    with pytest.raises(ConfigurationError, match="would append to it again"):
+        model(ids[:, :1], past_key_values=given.past_key_values, domain_ids=domains)
+    with torch.no_grad():
+        assert model(ids, domain_ids=domains, use_cache=True).past_key_values is not None
+
+
+def test_a_replica_of_data_parallel_is_refused(model, batch):
+    with pytest.raises(ConfigurationError, match="torchrun"):
+        model._replicate_for_data_parallel()(**batch)
+
+
 def test_the_trainer_of_transformers_gets_logits_to_measure(saved, tmp_path, labelled):
     batch = labelled((6, 6, 6, 6))
     rows = [{name: values[i] for name, values in batch.items()} for i in range(4)]
@@ -109,6 +182,8 @@ def test_a_mask_is_what_is_not_zero(model, batch):
     every = model(**batch).logits
     for mask in (batch["attention_mask"] * 2, batch["attention_mask"].bool(), batch["attention_mask"].float()):
         assert torch.equal(model(batch["input_ids"], mask).logits, every)
+        assert torch.equal(model.route(batch["input_ids"], mask).error, model.route(**batch).error)
+        assert torch.equal(model.router_features(batch["input_ids"], mask), model.router_features(**batch))
 
 
 @pytest.mark.parametrize(
@@ -134,6 +209,32 @@ def test_what_an_iclm_cannot_honour_is_refused_by_name(model, given, why):
 def test_no_way_to_another_dtype(model, name):
     with pytest.raises(ConfigurationError, match="keeps its dtypes"):
         getattr(model, name)()
+    for dtype in (torch.bfloat16, "torch.HalfTensor"):
+        with pytest.raises(ConfigurationError, match="keeps its dtypes"):
+            model.type(dtype)
+
+
+def test_own_parameters_are_in_float32_whatever_the_default(load_tiny_base):
+    base = load_tiny_base(dtype="bfloat16")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = ICLMForCausalLM.from_base(base, num_domains=2, router="vq", mix="low_rank", mi_projection=8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {t.dtype for t in model.own_state_dict().values() if t.is_floating_point()} == {torch.float32}
+    other = ICLMForCausalLM.from_base(load_tiny_base(dtype="bfloat16"), num_domains=2, router="vq", mi_projection=8)
+    own = model.state_dict()
+    assert all(torch.equal(own[name], p) for name, p in other.state_dict().items() if "lora_" in name)
+
+
+@pytest.mark.parametrize("size", [{"new_num_tokens": 700}, {"new_num_tokens": 50}, {"pad_to_multiple_of": 64}])
+def test_a_vocabulary_of_another_size_is_refused_before_anything_changes(model, batch, size):
+    with torch.no_grad():
+        before = model(**batch).logits
+        with pytest.raises(ConfigurationError, match="resize the base before from_base"):
+            model.resize_token_embeddings(**size)
+        assert torch.equal(model(**batch).logits, before)
+    assert model.resize_token_embeddings() is model.get_input_embeddings()
 
 
 # -- caches and routes that are given -----------------------------------------------------------------------------------
@@ -183,6 +284,25 @@ def test_a_route_that_is_given_holds_for_every_beam(make_iclm, random_prompts, p
     assert torch.equal(model.generate(**batch, route=others, **options)[1, 9:][: len(single[0])], single[0])
     with pytest.raises(ConfigurationError, match="route is for 1 examples; the batch has 2"):
         model(**batch, route=route.select(torch.tensor([0])))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_route_by_token_that_is_given_holds_for_every_copy(make_iclm, random_prompts, padded, cache):
+    model = make_iclm(num_domains=3, router="vq", router_level="token")
+    batch = padded(random_prompts((8, 11)), side="left")
+    route = model.route(**batch)
+    assert len(route.tokens.indices[1].unique()) > 1, "the test needs tokens that go apart"
+    for options in ({"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}):
+        found = []
+        for given in ({"route": route}, {}):
+            torch.manual_seed(0)
+            found.append(model.generate(**batch, **given, max_new_tokens=4, use_cache=cache, **options))
+        assert torch.equal(*found)
+    twice = route.repeat(2)
+    both = {name: values.repeat_interleave(2, 0) for name, values in batch.items()}
+    expected = model(**batch, route=route).logits.repeat_interleave(2, 0)
+    torch.testing.assert_close(model(**both, route=twice).logits, expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -236,6 +356,7 @@ def test_a_trainer_that_keeps_the_labels_to_itself_is_warned_of(make_iclm, label
     [
         ({"quantization_config": {"load_in_4bit": True}}, "quantization='nf4'"),
         ({"nonsense": 3}, "nonsense is no option"),
+        ({"state_dict": {"router.mean": torch.zeros(3)}}, "state_dict is given; the weights are those of the folder"),
         ({"device_map": {"base": "cpu", "router": "cpu"}}, "names 2 places"),
     ],
 )
@@ -312,6 +433,32 @@ def test_options_of_the_base_reach_it_by_every_way(saved, tiny_llama_folder, tmp
     again = loader.from_pretrained(saved, config=given, dtype="bfloat16")
     assert again.base.config._attn_implementation != "eager" and given.base["dtype"] == "float32"
     assert loader.from_pretrained(saved, device_map="balanced").device.type in ("cpu", "cuda")
+
+
+def test_a_loaded_base_is_taken_as_it_is_or_refused(saved, load_tiny_base):
+    for given in ({"dtype": torch.bfloat16}, {"torch_dtype": "bfloat16"}, {"attn_implementation": "eager"}):
+        with pytest.raises(ConfigurationError, match=r"is .*, but base is a loaded model"):
+            ICLMForCausalLM.from_pretrained(saved, base=load_tiny_base(), **given)
+    same = {"dtype": "float32", "attn_implementation": load_tiny_base().config._attn_implementation}
+    assert ICLMForCausalLM.from_pretrained(saved, base=load_tiny_base(), **same).dtype == torch.float32
+
+
+def test_a_hub_id_is_said_to_need_a_download(model):
+    for config in (None, model.config):
+        with pytest.raises(CheckpointError, match=r"huggingface_hub\.snapshot_download\('someone/iclm'\)"):
+            ICLMForCausalLM.from_pretrained("someone/iclm", config=config)
+
+
+def test_saving_over_another_model_is_refused_before_anything_is_written(model, tiny_llama_folder, saved, tmp_path):
+    folder = shutil.copytree(tiny_llama_folder, tmp_path / "base")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConfigurationError, match="holds a model of type llama"):
+        model.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    model.save_pretrained(saved)  # an ICLM may be replaced
+    (tmp_path / "config.json").write_text("{")  # and what is damaged
+    model.save_pretrained(tmp_path)
+    assert ICLMForCausalLM.from_pretrained(tmp_path).config.num_domains == 2
 
 
 def test_only_the_main_process_writes(model, tmp_path):

@@ -1,5 +1,7 @@
 """Base models: found, refused with one clear line, recognised again."""
 
+import copy
+import dataclasses
 import importlib.util
 import shutil
 from pathlib import Path
@@ -10,7 +12,7 @@ from transformers import AutoTokenizer, BertConfig, BertLMHeadModel, PreTrainedT
 
 from iclm.errors import BackboneError
 from iclm.model import ICLMForCausalLM, backbone, load_base, load_tokenizer
-from iclm.model.backbone import anatomy, check_head, fingerprint, identify, resolve_dtype
+from iclm.model.backbone import anatomy, check_head, fingerprint, identify, project, resolve_dtype
 
 
 def refused(name, match):
@@ -156,6 +158,16 @@ def test_gguf_is_dequantised_once_and_found_again_by_content(gguf):
     assert read == ["tiny.gguf"] * 2 and len(list(cache.iterdir())) == 2
 
 
+def test_those_who_share_the_cache_can_read_a_dequantised_model(gguf):
+    path, cache, _ = gguf
+    cache.mkdir(exist_ok=True)
+    cache.chmod(0o750)
+    load_base(str(path), "float32")
+    (folder,) = cache.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o640}
+
+
 @pytest.mark.parametrize("where", ["read", "weights", "tokenizer"])
 def test_failed_dequantisation_leaves_nothing_in_the_cache(gguf, monkeypatch, where):
     path, cache, _ = gguf
@@ -268,3 +280,26 @@ def test_missing_tokenizer_is_refused(tiny_llama_folder, tmp_path):
     shutil.copy(Path(tiny_llama_folder) / "config.json", tmp_path)
     with pytest.raises(BackboneError, match="tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+# -- the head ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_states_are_projected_in_their_own_number_type(monkeypatch, bias):
+    monkeypatch.setattr(backbone, "VOCABULARY_PART", 7)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50, bias=bias).bfloat16()
+    states = torch.randn(3, 2, 16)
+    found = project(head, states)
+    assert found.dtype == torch.float32 and found.shape == (3, 2, 50)
+    assert (found - copy.deepcopy(head).float()(states)).abs().max() <= 1e-6
+    assert project(head, states.bfloat16()).equal(head(states.bfloat16())), "nothing is converted where they agree"
+
+
+def test_a_base_whose_head_cannot_be_found_is_refused_in_one_line(load_tiny_base):
+    base = load_tiny_base()
+    parts = dataclasses.replace(anatomy(base), decoder=torch.nn.Linear(4, 4))
+    with pytest.raises(BackboneError, match="LlamaForCausalLM is not built of a decoder with an output head") as error:
+        check_head(base, parts)
+    assert "\n" not in str(error.value)

@@ -1,13 +1,17 @@
 """The LoRA module bank."""
 
+import copy
+import io
 import math
+import threading
 
 import peft
 import pytest
 import torch
 from torch import nn
 
-from iclm.model import ActivationPlan, Route
+from iclm.errors import BackboneError
+from iclm.model import ActivationPlan, ICLMForCausalLM, Route
 from iclm.model.modules import Activation, LoRABank, Runtime
 
 
@@ -126,3 +130,63 @@ def test_dropout_acts_in_training_only(make_iclm, random_prompts):
         model.train()
         assert not torch.equal(model(ids).logits, model(ids).logits)
     assert not model.base.training
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_pass_in_another_thread_changes_nothing(make_iclm, random_prompts, recomputed):
+    """A second pass, with other modules, begins in the middle of the first one's top layer, or of its recomputation."""
+    model = make_iclm(num_domains=2, router="oracle", fit=False)
+    ids = torch.stack(random_prompts((7, 7)))
+    routes = [torch.tensor([0, 0]), torch.tensor([1, 1])]
+    attention = model.base.model.layers[-1].layer.self_attn
+    others, calls = [], []
+
+    def run(number):
+        return model(ids, route=routes[number]).logits
+
+    def second(*_):
+        calls.append(threading.current_thread() is threading.main_thread())
+        if sum(calls) == 1 + recomputed and not others:
+            others.append(threading.Thread(target=lambda: found.append(run(1).detach())))
+            others[0].start()
+            others[0].join(0.3)
+
+    def both():
+        model.zero_grad()
+        logits = run(0)
+        logits.square().sum().backward()
+        return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    model.train()
+    model.gradient_checkpointing_enable()
+    (logits, gradients), other = both(), run(1).detach()
+    found = []
+    handle = attention.register_forward_pre_hook(second)
+    again, interrupted = both()
+    handle.remove()
+    others[0].join()
+    assert torch.equal(again, logits) and torch.equal(found[0], other)
+    assert not torch.equal(logits, other), "the test needs modules that differ"
+    assert interrupted.keys() == gradients.keys()
+    assert all(torch.equal(interrupted[name], gradient) for name, gradient in gradients.items())
+
+
+@torch.no_grad()
+def test_a_copied_or_pickled_model_is_one_of_its_own(make_iclm, random_prompts):
+    model = make_iclm(num_domains=2, router="oracle", fit=False)
+    ids, route = torch.stack(random_prompts((7, 7))), torch.tensor([0, 1])
+    expected, file = model(ids, route=route).logits, io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        assert torch.equal(other(ids, route=route).logits, expected)
+        assert other.runtime is not model.runtime
+        assert all(layer.runtime is other.runtime for layer in other.adapted_layers())
+
+
+def test_a_base_that_carries_a_peft_adapter_is_refused(load_tiny_base):
+    wrapped = peft.get_peft_model(load_tiny_base(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    for base in (wrapped, wrapped.base_model.model):
+        with pytest.raises(BackboneError, match="carries a PEFT adapter; call merge_and_unload"):
+            ICLMForCausalLM.from_base(base, num_domains=2, router="oracle")
+    assert ICLMForCausalLM.from_base(wrapped.merge_and_unload(), num_domains=2, router="oracle", mi_projection=8)

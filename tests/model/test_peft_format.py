@@ -2,19 +2,26 @@
 
 import json
 import os
+import runpy
+from pathlib import Path
 
 import peft
 import pytest
 import torch
+from peft.utils import transformers_weight_conversion
 from safetensors.torch import load_file, save_file
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from iclm.errors import CheckpointError, ConfigurationError, ICLMError
+from iclm.model import ICLMForCausalLM, peft_format
+from iclm.model.backbone import PACKAGED
 from iclm.model.peft_format import fit_adapter, from_adapters, read_adapter, write_adapter
 from iclm.model.surgery import add_module, set_weights, weights_of
 
 EXACT = 1e-5
 ATTENTION = {"llama": ["q_proj", "v_proj"], "gpt_neox": ["query_key_value"]}
 FEED_FORWARD = {"llama": "down_proj", "gpt_neox": "dense_4h_to_h"}
+OTHER = runpy.run_path(str(Path(__file__).parents[1] / "invariants" / "test_other_bases.py"))
 
 
 def attention(architecture):
@@ -131,6 +138,46 @@ def test_a_module_that_is_not_there_is_not_written(make_iclm, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+# what PEFT would take for something else, or refuse
+UNLOADABLE = {
+    "DeepseekV3Config": "mlp.gate_proj, which PEFT would take for weights of its fused experts",
+    "Qwen3NextConfig": "mlp.shared_expert.gate_proj, which PEFT would take for weights of its fused experts",
+    "FalconH1Config": "mamba.out_proj, which PEFT refuses",
+}
+
+
+@pytest.mark.parametrize("target", ["all-linear", "attention"])
+@pytest.mark.parametrize("name", OTHER["BASES"])
+def test_on_other_bases_peft_computes_the_same_or_nothing_is_written(name, target, differ, tmp_path):
+    settings = {"lora_rank": 2, "lora_alpha": 3.0, "router": "oracle", "split_layer": 0, "mi_projection": 4}
+    made = ICLMForCausalLM.from_base(OTHER["base_of"](name), num_domains=2, target_modules=target, **settings)
+    model, prompts, out = differ(made).eval(), OTHER["prompts"](), tmp_path / "out"
+    if target == "all-linear" and name in UNLOADABLE:
+        with pytest.raises(ConfigurationError, match=UNLOADABLE[name]) as caught:
+            write_adapter(model, 1, out)
+        assert "\n" not in str(caught.value) and not out.exists()
+        return
+    write_adapter(model, 1, out)
+    loaded = peft.PeftModel.from_pretrained(OTHER["base_of"](name), out).eval()
+    with torch.no_grad():
+        ours, theirs = (
+            model(input_ids=prompts, module="domain_0").logits,
+            loaded(input_ids=prompts, use_cache=False).logits,
+        )
+        with loaded.disable_adapter():
+            base = loaded(input_ids=prompts, use_cache=False).logits
+    assert (ours - theirs).abs().max() <= 10 * EXACT
+    assert (theirs - base).abs().max() > 100 * EXACT
+
+
+def test_the_bases_whose_layers_peft_renames_are_those_of_its_own_table():
+    renamed = transformers_weight_conversion._MOE_TARGET_MODULE_MAPPING
+    kinds = transformers_weight_conversion._MODEL_TO_CONVERSION_PATTERN
+    found = {kind for kind, like in kinds.items() if like in renamed and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    assert found == peft_format.FUSED_BASES
+    assert set().union(*renamed.values()) == peft_format.FUSED_LAYERS
+
+
 # -- import ------------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +203,8 @@ def test_a_module_computes_what_peft_computes(make_iclm, adapter_of, architectur
             "alpha_pattern": {"1.self_attn.v_proj": 9},
         },
         {"init_lora_weights": "gaussian", "lora_dropout": 0.3},
+        {"init_lora_weights": "Gaussian"},
+        {"init_lora_weights": "mica"},
     ],
     ids=lambda s: "-".join(map(str, s)),
 )
@@ -166,8 +215,8 @@ def test_however_peft_was_told_it_is_the_same_module(make_iclm, adapter_of, same
     same_logits(model, theirs)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_weights_of_half_precision_are_taken_exactly(make_iclm, adapter_of, dtype):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
+def test_weights_of_lower_precision_are_taken_exactly(make_iclm, adapter_of, dtype):
     folder, _ = adapter_of()
     path = folder / "adapter_model.safetensors"
     halves = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
@@ -318,6 +367,31 @@ def test_an_adapter_of_another_base_is_warned_of(base_folders, adapter_of, recwa
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "org/Other-7B"}))
     with pytest.warns(UserWarning, match=r"one says that it was trained on org/Other-7B, not on "):
         from_adapters(base_folders["llama"], {"a": folder}, router="oracle")
+
+
+@pytest.mark.parametrize(
+    ("named", "other"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", False),
+        ("smollm2-135m", False),
+        ("HuggingFaceTB/SmolLM2-135M", True),
+        ("org/Other-7B", True),
+    ],
+)
+def test_a_packaged_base_is_known_by_the_name_of_what_it_was_made_from(
+    adapter_of, load_tiny_base, monkeypatch, recwarn, named, other
+):
+    folder = changed(adapter_of()[0], base_model_name_or_path=named)
+    monkeypatch.setattr(peft_format, "load_base", lambda *how: load_tiny_base())
+    from_adapters("smollm2-135m", {"a": folder}, router="oracle")
+    found = [str(w.message) for w in recwarn if "was trained on" in str(w.message)]
+    assert (
+        found == [f"{folder} says that it was trained on {named}, not on {peft_format.ORIGINS['smollm2-135m']}"] * other
+    )
+
+
+def test_every_packaged_base_has_an_origin():
+    assert peft_format.ORIGINS.keys() == PACKAGED.keys()
 
 
 def test_adapters_become_a_model_that_answers_as_each_of_them(

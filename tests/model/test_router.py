@@ -1,5 +1,7 @@
 """The routers: what they read, and what they make of it."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -215,6 +217,21 @@ def test_fit_router_reads_prompts_only(make_iclm, labelled):
         found.append(model.router.state_dict())
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=0, atol=1e-5)
+
+
+def test_fit_router_names_the_domains_that_it_does_not_tell_apart(make_iclm):
+    """Domain 0 looks like two, domains 1 and 2 like one."""
+    model = make_iclm(num_domains=3, router="kmeans", fit=False)
+    ids = torch.tensor([[3] * 6, [200] * 6, [400] * 6, [400] * 6]).repeat(10, 1)
+    domains = torch.tensor([0, 0, 1, 2]).repeat(10)
+    with pytest.warns(UserWarning, match=r"no module of their own for domains \[(1|2)\]") as caught:
+        model.fit_router([{"input_ids": ids, "domain_ids": domains}])
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit_router([{"input_ids": ids, "domain_ids": domains}], warn_unmatched=False)
+        model.fit_router([{"input_ids": ids, "domain_ids": torch.tensor([2, 0, 1, 1]).repeat(10)}])
+    assert model.matched_domains == {0, 1, 2}
 
 
 @pytest.mark.parametrize("router", ["random", "oracle", "fixed:0"])

@@ -7,7 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from iclm.cli import app
-from iclm.errors import ConfigurationError
+from iclm.errors import CheckpointError, ConfigurationError
 from iclm.report.continual import grids, texts, write_blocks, write_report
 from iclm.studies.continual.recipe import ContinualRecipe, with_boundaries
 from iclm.studies.continual.results import Found, collect, summarise
@@ -236,6 +236,17 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(found, tmp_path,
     monkeypatch.setattr("tempfile.TemporaryDirectory", denied)
     with pytest.raises(ConfigurationError, match=r"cannot write .*: Permission denied"):
         write_report(found, summarise(found), tmp_path / "out")
+
+
+def test_a_report_of_what_is_no_number_leaves_nothing(found, tmp_path):
+    summary = summarise(found)
+    summary["boundaries"][0]["margin"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_report(found, summary, tmp_path / "r")
+    assert not list((tmp_path / "r").iterdir())
+    (tmp_path / "b.jsonl").write_text('{"sequence": "tiny", "margin": NaN}\n')
+    with pytest.raises(CheckpointError, match=r"b\.jsonl cannot be read: it holds NaN, which is no finite number"):
+        collect([tmp_path / "b.jsonl"])
 
 
 def test_blocks_are_filled(found, tmp_path):

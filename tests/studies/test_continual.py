@@ -634,12 +634,25 @@ def test_thresholds_are_measured_on_a_base_that_never_packs(values, hybrid):
     assert [row["kind"] for row in found] == ["curve"] * 3 + ["stream"]
 
 
-@pytest.mark.parametrize("margins", ["", "0", "1,x", "-1"])
+@pytest.mark.parametrize("margins", ["", "0", "1,x", "-1", "nan", "1,inf"])
 def test_margins_that_are_none_are_refused(margins, values, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     arguments = ["continual", "boundaries", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "found.jsonl")]
     result = CliRunner().invoke(app, [*arguments, "--margins", margins])
     assert isinstance(result.exception, ConfigurationError) and "margins" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "below.yaml", "mine.jsonl"])
+def test_thresholds_do_not_replace_what_the_recipe_is_made_of(name, values, tmp_path):
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    tasks = {**values["tasks"], "words": {**values["tasks"]["words"], "train": [{"file": "mine.jsonl"}]}}
+    (tmp_path / "below.yaml").write_text(yaml.safe_dump({**values, "tasks": tasks}))
+    (tmp_path / "recipe.yaml").write_text("extends: below.yaml\n")
+    before = (tmp_path / name).read_bytes()
+    arguments = [str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / name), "--overwrite"]
+    result = CliRunner().invoke(app, ["continual", "boundaries", *arguments])
+    assert isinstance(result.exception, ConfigurationError) and "is a file that the recipe" in str(result.exception)
+    assert (tmp_path / name).read_bytes() == before
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "continual").glob("*.yaml")), ids=lambda path: path.stem)

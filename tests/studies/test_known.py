@@ -86,6 +86,32 @@ def test_what_is_no_study_is_refused_and_nothing_is_written(recipe, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_a_study_and_sequences_are_not_taken_for_each_other(recipe, tmp_path, written):
+    sources = {"train": [acre("train")], "test": [acre("test")]}
+    of_tasks = ContinualRecipe.model_validate({"tasks": {"a": sources}, "methods": {"base": {"kind": "base"}}})
+    study, tasks = tmp_path / "study", tmp_path / "tasks"
+    if written:
+        runner.Study(recipe, study).write_recipe()
+        Experiment(of_tasks, "tiny", tasks).write_recipe()
+        for out in (study, tasks):
+            (out / "jobs").mkdir()
+    else:  # jobs that were copied together, without a recipe
+        known.lay(study / "jobs" / "x", {"data": "a", "trial": None}, [], {})
+        known.lay(tasks / "jobs" / "x", {"sequence": "tiny"}, [], {})
+    with pytest.raises(ConfigurationError, match="study holds a study, not sequences; use iclm study report"):
+        collect_sequences([study])
+    said = "tasks holds sequences of iclm continual; use iclm continual report"
+    with pytest.raises(ConfigurationError, match=said):
+        collect([tasks])
+    with pytest.raises(ConfigurationError, match=said):
+        known.take_over(runner.Study(recipe, tmp_path / "new"), [tasks])
+    with pytest.raises(ConfigurationError, match="study holds a study, not sequences; choose another --out"):
+        Experiment(of_tasks, "tiny", study)
+    with pytest.raises(ConfigurationError, match="tasks holds sequences of iclm continual, not a study; choose"):
+        runner.Study(recipe, tasks)
+
+
 def test_a_job_that_is_being_done_is_left_alone(recipe, tmp_path):
     from filelock import FileLock
 
@@ -193,7 +219,9 @@ def test_a_damaged_report_is_named_with_what_is_wrong(report, tmp_path, file, ch
 @pytest.mark.parametrize("line", ['{"a": 1}', "[1]", "3"])
 def test_a_file_of_something_else_is_no_report_of_sequences(tmp_path, line):
     (tmp_path / "x.jsonl").write_text(line + "\n")
-    with pytest.raises(CheckpointError, match=r"x\.jsonl:1: sequence is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"is no file of iclm continual boundaries: .*x\.jsonl:1: sequence is missing"
+    ):
         collect_sequences([tmp_path / "x.jsonl"])
 
 

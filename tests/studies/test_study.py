@@ -586,7 +586,7 @@ PANELS = [{**LETTERS[0], "ask": "panel"}]
         ({"methods": {"lora": {"strategy": "majority"}}}, "belong together"),
         (
             {"methods": {"lora": {"kind": "strategy", "strategy": "x"}}},
-            "strategy is 'x'; known are majority, .*shallow rule",
+            "strategy is 'x'; known are majority; .*shallow rule",
         ),
         (
             {"methods": {"lora": {"kind": "strategy", "strategy": "majority", "tuned_as": "lora"}}},
@@ -600,6 +600,7 @@ PANELS = [{**LETTERS[0], "ask": "panel"}]
             "name a method with tries of its own",
         ),
         ({"reference": "x"}, "reference is 'x'"),
+        ({"grid": [{"methods": ["lora"], "seeds": [0, 0]}]}, r"grid\.0: seeds is \[0, 0\]; each comes once"),
         (
             {"methods": {**{name: {} for name in ("base", "lora", "iclm-no-mi")}, "iclm": {"compared_with": ["lora"]}}},
             "methods.iclm.compared_with names 'lora'; name methods other than itself, the reference",
@@ -643,6 +644,7 @@ PANELS = [{**LETTERS[0], "ask": "panel"}]
         *("method", "data", "seed", "tuned_as", "base", "no_strategy", "no_kind", "strategy", "tuned", "untunable"),
         *(
             "reference",
+            "twice",
             "compared",
             "typo",
             "range",

@@ -149,5 +149,5 @@ def test_a_strategy_that_does_not_fit_the_data_says_why():
         ConfigurationError, match=r"'shallow rule' cannot be used on RAVEN center_single: .*three choices"
     ):
         run_strategy("shallow rule", recipe(raven), [DataSource.model_validate({**raven, "split": "test"})])
-    with pytest.raises(ConfigurationError, match=r"strategy is 'x'; known are majority"):
+    with pytest.raises(ConfigurationError, match=r"strategy is 'x'; known are majority; "):
         run_strategy("x", recipe(source()), [])

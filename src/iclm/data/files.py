@@ -246,5 +246,6 @@ def _make_parents(path: Path) -> list[Path]:
         missing = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        _check_place(path.parent, f"cannot write {path}")
         raise ConfigurationError(f"cannot write {path}: folder {path.parent}: {error.strerror}") from error
     return missing

@@ -44,8 +44,9 @@ def paired_difference(first: np.ndarray, second: np.ndarray, groups: Sequence[Ha
     """Difference of the mean credits of the same questions answered twice, with its 95% interval over problems.
 
     With d_i the difference of a question and d their mean over n questions of G problems, the interval is Student's with
-    G - 1 degrees of freedom and the variance G / (G - 1) · Σ_g (Σ_{i in g} (d_i - d))² / n². Where nothing varies, or all is one problem, it
-    is `difference_interval` of as many independent questions as there are problems, which is careful.
+    G - 1 degrees of freedom and the variance G / (G - 1) · Σ_g (Σ_{i in g} (d_i - d))² / n², cut to [-1, 1]. Where nothing
+    varies, or all is one problem, it is `difference_interval` of as many independent questions as there are problems,
+    which is careful.
 
     Args:
         first, second: credit of each question, 0 to 1, [n], at least one.
@@ -65,7 +66,8 @@ def paired_difference(first: np.ndarray, second: np.ndarray, groups: Sequence[Ha
         sides = (Accuracy(round(float(np.sum(side))), n, n / count) for side in (first, second))
         return value, *difference_interval(*sides)[1:]
     half = float(t.ppf(0.975, count - 1)) * math.sqrt(count / (count - 1) * spread) / n
-    return value, value - half, value + half
+    # of few problems it is wider than any difference can be
+    return value, max(-1.0, value - half), min(1.0, value + half)
 
 
 def mcnemar(before: np.ndarray, now: np.ndarray) -> dict[str, Any]:

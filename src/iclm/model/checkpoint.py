@@ -24,7 +24,12 @@ PART = ".config.part"  # the folder that configurations are written to before th
 
 
 def write(folder: Path, model: ICLMForCausalLM, state: dict[str, torch.Tensor]) -> None:
-    """Write configuration and own state to a folder; each file is whole or as it was, and none changes before all can be written."""
+    """Write configuration and own state to a folder; each file is whole or as it was, and none changes before all can be written.
+
+    Raises:
+        ConfigurationError: the folder holds another model, as that of the base does.
+    """
+    _check_target(folder)
     part = folder / PART
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -40,6 +45,18 @@ def write(folder: Path, model: ICLMForCausalLM, state: dict[str, torch.Tensor]) 
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _check_target(folder: Path) -> None:
+    try:
+        values = read_json(folder / "config.json")
+    except CheckpointError:
+        return  # there is none, or a damaged one, for which saving again is the remedy
+    kind = values.get("model_type")
+    if kind != "iclm":
+        raise ConfigurationError(
+            f"{folder} holds a model of type {kind}, which saving an ICLM there would destroy; give a folder of its own"
+        )
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -77,8 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> ICLMConfig:
     """Read the configuration of a saved ICLM; raises `CheckpointError` if there is none."""
     path = folder / "config.json"
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder with a saved ICLM")
+    _require_folder(folder)
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no config.json; it is not a saved ICLM")
     values = read_json(path)
@@ -90,6 +106,14 @@ def read_config(folder: Path) -> ICLMConfig:
         raise
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: a value cannot be used: {error}; save the ICLM again") from error
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is no folder with a saved ICLM; one on the hub must be downloaded first: give the folder that "
+            f"huggingface_hub.snapshot_download({str(folder)!r}) returns"
+        )
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:
@@ -107,6 +131,7 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Read the weight file of a saved ICLM; raises `CheckpointError` if it is missing or damaged."""
     path = folder / WEIGHTS
+    _require_folder(folder)
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {WEIGHTS}; the weights of the ICLM are missing")
     try:

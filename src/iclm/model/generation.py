@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from transformers import GenerationMixin
 
 from iclm.model.plan import Route
@@ -22,8 +21,7 @@ class RoutedGenerationMixin(GenerationMixin):
         route = kwargs.pop("route", None)
         ids, expanded = super()._expand_inputs_for_generation(expand_size, *args, **kwargs)
         if isinstance(route, Route):
-            examples = torch.arange(len(route.indices), device=route.indices.device)
-            route = route.select(examples.repeat_interleave(expand_size)) if expand_size > 1 else route
+            route = route.repeat(expand_size)
         elif route is not None:
             route = route.repeat_interleave(expand_size, dim=0)
         return ids, expanded if route is None else {**expanded, "route": route}

@@ -20,28 +20,19 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from iclm.errors import BackboneError, ConfigurationError
-from iclm.model import checkpoint
+from iclm.errors import ConfigurationError
+from iclm.model import arguments, checkpoint
 from iclm.model.aggregator import build_aggregator, weigh
-from iclm.model.arguments import KeepsDtypes, check_arguments, check_loading, device_of, warn_of_missing_labels
+from iclm.model.arguments import KeepsBase
 from iclm.model.attention import use_fast_attention
-from iclm.model.backbone import (
-    Head,
-    anatomy,
-    check_head,
-    freeze,
-    highest_split,
-    identify,
-    load_base,
-    require_decoder,
-)
+from iclm.model.backbone import Head, anatomy, check_head, freeze, highest_split, identify, load_base, require_decoder
 from iclm.model.cache import ICLMCache
 from iclm.model.compiling import compile_layers
 from iclm.model.configuration_iclm import ICLMConfig, check_settings
 from iclm.model.generation import RoutedGenerationMixin
 from iclm.model.independence import build_independence
 from iclm.model.losses import before_labels, five_term_loss
-from iclm.model.modules import Activation, AdaptedLayer, LoRABank, Runtime, adapt
+from iclm.model.modules import Activation, AdaptedLayer, LoRABank, Runtime, adapt, in_float32, require_bare
 from iclm.model.outputs import Encoded, ICLMOutput
 from iclm.model.packing import Packing, packing_obstacle
 from iclm.model.plan import INVARIANT, ActivationPlan, Route
@@ -54,7 +45,7 @@ LOADING_INFO = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msg
 BASE_OPTIONS = ("attn_implementation", "revision", "token", "local_files_only")
 
 
-class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
+class ICLMForCausalLM(KeepsBase, PreTrainedModel, RoutingMixin, RoutedGenerationMixin):
     """A pretrained causal language model with one invariant and K routed domain modules.
 
     Make one with `from_base`, load one with `from_pretrained`. Only its own parameters are trained and saved; the base
@@ -73,6 +64,7 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
     def __init__(self, config: ICLMConfig, base: PreTrainedModel | None = None) -> None:
         if base is None:
             base = checkpoint.load_named_base(config)
+        require_bare(base)
         require_decoder(config.base.get("name") or type(base).__name__, base.config)
         parts = anatomy(base)
         config.vocab_size, config.hidden_size = parts.vocab_size, parts.hidden_size
@@ -88,8 +80,6 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
                 f"split_layer is {config.split_layer}; upper layers of this base read keys and values of layer {highest}, so use {highest} or less"
             )
         super().__init__(config)
-        if any(isinstance(module, (AdaptedLayer, LoRABank)) for module in base.modules()):
-            raise BackboneError("the base is adapted already, by another ICLM; load it anew")
         quantization, found = identify(base)
         freeze(base)
         self.no_packing = packing_obstacle(base)
@@ -106,9 +96,10 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         self.base = base
         self.decoder_path = next(name for name, module in base.named_modules() if module is parts.decoder)
         self.runtime = Runtime()
-        self.router = build_router(config)
-        self.aggregator = build_aggregator(config, base.get_output_embeddings())
-        self.independence = None if self.aggregator is None else build_independence(config)
+        with in_float32():
+            self.router = build_router(config)
+            self.aggregator = build_aggregator(config, base.get_output_embeddings())
+            self.independence = None if self.aggregator is None else build_independence(config)
         self.mi_scale = 1.0  # of mi_weight; a schedule moves it
         self.compiled = False
         adapt(base.get_submodule(parts.layers_path), config, self.runtime)
@@ -176,7 +167,8 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         Args:
             pretrained_model_name_or_path: the folder.
             base: the base model, or where it lies now, if not where the configuration says.
-            dtype, quantization: of the base's weights; "auto" and None mean as they were when the ICLM was made.
+            dtype, quantization: of the base's weights; "auto" and None mean as they were when the ICLM was made. A loaded base
+                keeps its own: another dtype or attention than it has is refused.
             kwargs: `device_map` (a device, {"": device}, or "auto" for a GPU if there is one) moves the model there;
                 `generation_config` takes the place of the folder's; `attn_implementation`, `revision`, `token`
                 and `local_files_only` are for the base; what transformers passes and means nothing here is ignored.
@@ -186,13 +178,15 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
             BackboneError: the base cannot be loaded.
             ConfigurationError: an option of transformers that an ICLM cannot honour, or one that there is not.
         """
-        check_loading(kwargs)
+        arguments.check_loading(kwargs)
         if kwargs.get("torch_dtype") is not None and dtype in (None, "auto"):
             dtype = kwargs["torch_dtype"]  # the name of transformers before 4.56
         folder = Path(pretrained_model_name_or_path)
         config = checkpoint.read_config(folder) if config is None else copy.deepcopy(config)
         state = checkpoint.read_weights(folder)
-        if not isinstance(base, PreTrainedModel):
+        if isinstance(base, PreTrainedModel):
+            arguments.check_loaded_base(base, dtype, kwargs.get("attn_implementation"))
+        else:
             options = {name: kwargs[name] for name in BASE_OPTIONS if kwargs.get(name) is not None}
             dtype = config.base.get("dtype", "auto") if dtype in (None, "auto") else dtype
             base = checkpoint.load_named_base(config, base, dtype, quantization, **options)
@@ -201,7 +195,7 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         model.generation_config = copy.deepcopy(kwargs.get("generation_config")) or (
             checkpoint.read_generation_config(folder) or model.generation_config
         )
-        device = device_of(kwargs.get("device_map"))
+        device = arguments.device_of(kwargs.get("device_map"))
         if device is not None:
             model.to(device)
         model.eval()
@@ -220,6 +214,9 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
             save_directory: made if it does not exist.
             kwargs: `state_dict` (of the whole model, as the Trainer passes it) is reduced to our own entries; with
                 `is_main_process` False nothing is written; the rest of transformers' options are accepted and ignored.
+
+        Raises:
+            ConfigurationError: the folder holds another model, as that of the base does.
         """
         if not kwargs.get("is_main_process", True):
             return
@@ -344,16 +341,12 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         Raises:
             ConfigurationError: arguments whose shapes or values do not fit the model.
         """
-        if past_key_values is not None and not isinstance(past_key_values, ICLMCache):
-            raise ConfigurationError(
-                f"past_key_values is a {type(past_key_values).__name__}; an ICLM makes its own cache, which knows rows and routes: leave "
-                "it out at first, and then pass on what the output has"
-            )
+        past = arguments.past_of(past_key_values)
+        mask = arguments.real_tokens(input_ids, attention_mask, past)
         batch, tokens = input_ids.shape
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        mask = input_ids.new_ones(batch, past + tokens) if attention_mask is None else (attention_mask != 0).long()
-        if mask.shape != (batch, past + tokens):
-            raise ConfigurationError(f"attention_mask is {list(mask.shape)}; it must be {[batch, past + tokens]}")
+        caches = bool(use_cache) or past_key_values is not None
+        if caches and self.training and torch.is_grad_enabled() and self.is_activation_checkpointing:
+            use_cache = arguments.cache_of_recomputed(past_key_values)
         decision: list[Route | None] = [None]
         owner = packing.owner if packing is not None else torch.arange(batch, device=input_ids.device)
         number = None if every_module else self.module_number(module)
@@ -420,7 +413,8 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
                 tokens, is read whole.
             branch_ids: [batch, tokens], where several examples share a sequence (`iclm.model.packing`); needs labels.
             prompt_mask: [batch, tokens], the tokens that the router may read; overrides the above.
-            use_cache: None means not while training or with labels, nor where the base needs a cache of its own kind.
+            use_cache: None means not while training or with labels, nor where the base needs a cache of its own kind. In training
+                with gradient checkpointing none is kept.
             logits_to_keep: logits of the last n tokens only, or at these positions [n]; 0 means all. None are given for branches.
             num_items_in_batch: labelled tokens over all batches of an accumulated step; the loss is then their share.
             return_dict: False gives a tuple of what there is, as in transformers.
@@ -431,14 +425,18 @@ class ICLMForCausalLM(KeepsDtypes, PreTrainedModel, RoutingMixin, RoutedGenerati
         """
         if input_ids is None:
             raise ConfigurationError("input_ids is missing; an ICLM takes token ids, no inputs_embeds")
-        check_arguments(kwargs, input_ids, attention_mask)
-        if labels is not None and prompt_mask is None:
+        if getattr(self, "_is_replica", False):
+            raise ConfigurationError("torch.nn.DataParallel cannot split an ICLM; start a process a GPU with torchrun")
+        beside = {"labels": labels, "branch_ids": branch_ids}
+        arguments.check_arguments(kwargs, input_ids, attention_mask, past_key_values, beside)
+        decided = past_key_values is not None and past_key_values.plan is not None  # nothing reads the prompt again
+        if labels is not None and prompt_mask is None and not decided:
             prompt_mask = before_labels(labels, branch_ids, attention_mask)
         packing = None if branch_ids is None else Packing.of(branch_ids)
         if use_cache is None:
             use_cache = not self.training and bool(self.base._supports_default_dynamic_cache())
         if labels is None and num_items_in_batch is not None and self.router is not None:
-            warn_of_missing_labels()
+            arguments.warn_of_missing_labels()
         if packing is not None and labels is None:
             raise ConfigurationError("branch_ids needs labels; logits are returned for one example a sequence only")
         encoded = self.encode(

@@ -13,6 +13,7 @@ gradient of an idle module stays None, and an optimizer leaves it and its state 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -75,19 +76,40 @@ class Activation:
 
 
 class Runtime:
-    """Where the adapted layers of one model find the activation of the forward pass they are in."""
+    """Where the adapted layers of one model find the activation of the forward pass they are in.
+
+    Attributes:
+        lock: held while layers run under an activation: the passes of several threads follow one another. It is not held over a
+            backward pass, only by the layers that are recomputed in one.
+    """
 
     def __init__(self) -> None:
         self.activation: Activation | None = None
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[Runtime], tuple[()]]:
+        return Runtime, ()  # a copied or pickled model has a lock of its own, and is in no forward pass
 
     @contextmanager
     def use(self, activation: Activation | None) -> Iterator[None]:
-        """Make an activation the current one, and put the previous one back whatever happens."""
-        previous, self.activation = self.activation, activation
-        try:
-            yield
-        finally:
-            self.activation = previous
+        """Make an activation the current one, of this thread alone, and put the previous one back whatever happens."""
+        with self.lock:
+            previous, self.activation = self.activation, activation
+            try:
+                yield
+            finally:
+                self.activation = previous
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Make modules in float32 also where torch's default is another dtype, as while transformers makes a model in one."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 class _ReadPast(BackboneError, AttributeError):
@@ -112,12 +134,12 @@ class LoRABank(nn.Module):
         self.gate: torch.Tensor | None = None
         self.scale = 1.0
         self.tokens: int | None = None
-        device = base.weight.device
+        kind: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}  # whatever torch's default is
         self.lora_A = nn.ParameterDict(
-            {str(m): nn.Parameter(torch.empty(rank, base.in_features, device=device)) for m in modules}
+            {str(m): nn.Parameter(torch.empty(rank, base.in_features, **kind)) for m in modules}
         )
         self.lora_B = nn.ParameterDict(
-            {str(m): nn.Parameter(torch.zeros(base.out_features, rank, device=device)) for m in modules}
+            {str(m): nn.Parameter(torch.zeros(base.out_features, rank, **kind)) for m in modules}
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -133,7 +155,7 @@ class LoRABank(nn.Module):
         bound = 1 / math.sqrt(self.base.in_features)
         with torch.no_grad():
             for a, b in zip(self.lora_A.values(), self.lora_B.values(), strict=True):
-                a.copy_((torch.rand(a.shape, generator=generator) * 2 - 1) * bound)
+                a.copy_((torch.rand(a.shape, generator=generator, dtype=torch.float32) * 2 - 1) * bound)
                 b.zero_()
 
     def renumber(self, modules: Sequence[int | None]) -> None:
@@ -244,17 +266,29 @@ class AdaptedLayer(nn.Module):
         def run(hidden: torch.Tensor) -> Any:
             if activation.plan is None:
                 return self.layer(hidden, *args, **kwargs)
-            for bank in self.banks:
-                bank.choose(activation, hidden.dtype, hidden.shape[1])
-            try:
-                return self.layer(hidden, *args, **kwargs)
-            finally:
+            with self.runtime.lock:  # held already in a forward pass, not where the backward pass recomputes
                 for bank in self.banks:
-                    bank.forget()
+                    bank.choose(activation, hidden.dtype, hidden.shape[1])
+                try:
+                    return self.layer(hidden, *args, **kwargs)
+                finally:
+                    for bank in self.banks:
+                        bank.forget()
 
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(run, hidden_states, use_reentrant=False)
         return run(hidden_states)
+
+
+def require_bare(base: nn.Module) -> None:
+    """Raise `BackboneError` for a base that is adapted already, by another ICLM or by PEFT (which is not imported for it)."""
+    for module in base.modules():
+        if isinstance(module, (AdaptedLayer, LoRABank)):
+            raise BackboneError("the base is adapted already, by another ICLM; load it anew")
+        if type(module).__module__.partition(".")[0] == "peft":
+            raise BackboneError(
+                "the base carries a PEFT adapter; call merge_and_unload() and save it as a base, or give the adapter to from_adapters"
+            )
 
 
 def target_linears(layer: nn.Module, targets: str | list[str]) -> list[str]:

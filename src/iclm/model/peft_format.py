@@ -11,7 +11,8 @@ s = alpha / r for all its modules. So an adapter becomes a module by
 with the usual random start in the new rows of A: they add exactly zero, and can still learn. So do layers that the
 adapter leaves alone. s'/s is multiplied in float64 and rounded once; where it is 1, B is B' bitwise. What cannot be said
 this way is refused with the field that says it. Which layers an adapter adapts is read from its weights: target_modules,
-layers_to_transform and the like are how PEFT once found them.
+layers_to_transform and the like are how PEFT once found them. On some bases PEFT takes layers of certain names for
+something else, or refuses them: modules that adapt such a layer are not written.
 
 Formats: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rslora); PEFT's developer guide, "PEFT checkpoint format".
 """
@@ -56,7 +57,23 @@ READ = {
     "alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "peft_type", "r", "rank_pattern", "task_type",
     "use_rslora",
 }  # fmt: skip
-STARTS = (True, False, "gaussian", "eva", "orthogonal")  # the others change the base's weights too
+STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")  # the others change the base's weights too
+
+# What PEFT 0.21 does not load as it is written, by model type of the base and last part of the layer's name.
+# utils/transformers_weight_conversion.py: where transformers 5 has fused the experts, every layer of a name that theirs had
+# is taken for theirs, be it a shared expert or a dense layer.
+FUSED_BASES = {
+    "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe",
+    "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash", "mellum", "minimax",
+    "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next", "solar_open",
+}  # fmt: skip
+FUSED_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+# tuners/tuners_utils.py: refused, as these bases read the weight of the layer.
+MAMBA_BASES = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+MAMBA_LAYERS = {"out_proj"}
+
+ORIGINS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""What adapters call a packaged base (`iclm.model.backbone.PACKAGED`)."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +135,10 @@ def _check_fields(values: dict[str, Any], path: Path) -> None:
     for field, wanted in (("peft_type", ("LORA",)), ("task_type", (None, "CAUSAL_LM")), ("bias", (None, "none"))):
         if values.get(field) not in wanted:
             raise ConfigurationError(f"{path}: {field} is {values.get(field)!r}; only {wanted[-1]} can become a module")
-    if values.get("init_lora_weights", True) not in STARTS:
+    start = values.get("init_lora_weights", True)
+    if (start.lower() if isinstance(start, str) else start) not in STARTS:
         raise ConfigurationError(
-            f"{path}: init_lora_weights is {values['init_lora_weights']!r}, which changes the base's weights too; save it "
+            f"{path}: init_lora_weights is {start!r}, which changes the base's weights too; save it "
             "with PEFT's path_initial_model_for_weight_conversion, which makes plain LoRA of it"
         )
     for field, value in values.items():
@@ -144,7 +162,8 @@ def _pairs(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", name)
         if match is None:
             raise ConfigurationError(f"{path} holds {name}; a module is A and B of linear layers alone")
-        if tensor.dim() != 2 or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        # in float32, as there is no isfinite of float8
+        if tensor.dim() != 2 or not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
             raise CheckpointError(f"{path}: {name} is no matrix of finite numbers; train or save the adapter again")
         found.setdefault(match[1], {})[match[2]] = tensor.float()
     if not found:
@@ -304,9 +323,13 @@ def from_adapters(
 
 def _warn_of_other_bases(adapters: Iterable[Adapter], names: Iterable[str | None]) -> None:
     """Warn of adapters that name another base, whose layers fit by chance; of a path only the last part is compared."""
-    known = {PurePath(name).name.lower(): name for name in names if name}
+
+    def last_part(name: str) -> str:
+        return PurePath(ORIGINS.get(name, name)).name.lower()
+
+    known = {last_part(name): ORIGINS.get(name, name) for name in names if name}
     for adapter in adapters:
-        if adapter.base and known and PurePath(adapter.base).name.lower() not in known:
+        if adapter.base and known and last_part(adapter.base) not in known:
             base = next(iter(known.values()))
             warnings.warn(f"{adapter.folder} says that it was trained on {adapter.base}, not on {base}", stacklevel=3)
 
@@ -322,10 +345,11 @@ def write_adapter(model: ICLMForCausalLM, module: int, folder: str | Path) -> No
         folder: made if it does not exist.
 
     Raises:
-        ConfigurationError: no such module.
+        ConfigurationError: no such module, or one with a layer that PEFT would not load as it is on this base.
     """
     if module not in model.config.modules:
         raise ConfigurationError(f"there is no module {module}; the model has {list(model.config.modules)}")
+    _check_loadable(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
@@ -336,6 +360,22 @@ def write_adapter(model: ICLMForCausalLM, module: int, folder: str | Path) -> No
     part = folder / f".{CONFIG}.part"
     part.write_text(json.dumps(adapter_config(model), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(part, folder / CONFIG)
+
+
+def _check_loadable(model: ICLMForCausalLM) -> None:
+    """Raise `ConfigurationError` where PEFT would refuse an adapted layer, or take it for another one."""
+    kind = getattr(model.base.config, "model_type", None)
+    refused, why = set[str](), ""
+    if kind in FUSED_BASES:
+        refused, why = FUSED_LAYERS, "would take for weights of its fused experts"
+    elif kind in MAMBA_BASES:
+        refused, why = MAMBA_LAYERS, "refuses"
+    for layer in banks(model):
+        if layer.rpartition(".")[2] in refused:
+            raise ConfigurationError(
+                f"the model adapts {layer}, which PEFT {why} on a base of type {kind}: it could not load the module as it is; "
+                "only a model without such layers can be exported (target_modules: attention)"
+            )
 
 
 def adapter_config(model: ICLMForCausalLM) -> dict[str, Any]:

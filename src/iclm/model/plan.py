@@ -81,6 +81,19 @@ class Route:
         """The routes of the examples named by index, in that order; for what follows their prompts."""
         return Route(self.indices.index_select(0, examples), self.weights.index_select(0, examples))
 
+    def repeat(self, times: int) -> Route:
+        """The same decisions with every example `times` times, the copies beside each other, each in a sequence of its own."""
+
+        def copies(values: torch.Tensor) -> torch.Tensor:
+            return values.repeat_interleave(times, dim=0)
+
+        error = None if self.error is None else copies(self.error)
+        tokens = self.tokens
+        if tokens is not None:
+            owner = tokens.owner[:, None] * times + torch.arange(times, device=tokens.owner.device)
+            tokens = TokenRoute(copies(tokens.indices), copies(tokens.weights), owner.reshape(-1), copies(tokens.read))
+        return replace(self, indices=copies(self.indices), weights=copies(self.weights), error=error, tokens=tokens)
+
     def dense(self, num_domains: int) -> torch.Tensor:
         """The weights of all domain modules, float [examples, K]: exactly zero for those that are not active."""
         return torch.zeros(len(self.indices), num_domains).to(self.weights).scatter(1, self.indices, self.weights)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from iclm.errors import ConfigurationError
+from iclm.model.arguments import check_shape, real_tokens
 from iclm.model.cache import ICLMCache
 from iclm.model.losses import before_labels
 from iclm.model.modules import Activation
@@ -69,6 +71,7 @@ class RoutingMixin:
         domains: torch.Tensor | None = None,
         features: torch.Tensor | None = None,
     ) -> Prompt:
+        check_shape("prompt_mask", prompt_mask, input_ids)
         readable = mask.bool() if prompt_mask is None else prompt_mask.bool() & mask.bool()
         if packing is None:
             owner, example_at = torch.arange(len(input_ids), device=input_ids.device), None
@@ -131,8 +134,9 @@ class RoutingMixin:
         """
         if self.router is None:
             raise ConfigurationError("there is no router: the model has no domain modules")
-        hidden = self._read(input_ids, attention_mask, packing)
-        return self.router.units(self._prompt(input_ids, attention_mask, hidden, prompt_mask, packing))
+        mask = real_tokens(input_ids, attention_mask, 0)
+        hidden = self._read(input_ids, mask, packing)
+        return self.router.units(self._prompt(input_ids, mask, hidden, prompt_mask, packing))
 
     def batch_features(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the router decides on for a batch of training examples (keys as for `forward`, on the model's device).
@@ -140,13 +144,14 @@ class RoutingMixin:
         Raises:
             ConfigurationError: there is no router, or the batch's own `router_features` are of another shape.
         """
-        branch_ids, prompt, mask = batch.get("branch_ids"), batch.get("prompt_mask"), batch.get("attention_mask")
-        mask = torch.ones_like(batch["input_ids"]) if mask is None else mask
+        branch_ids, prompt = batch.get("branch_ids"), batch.get("prompt_mask")
+        mask = real_tokens(batch["input_ids"], batch.get("attention_mask"), 0)
         packing = None if branch_ids is None else Packing.of(branch_ids)
         given = batch.get("router_features")
         if given is not None:
             return self._check_features(given, len(batch["input_ids"] if packing is None else packing.owner))
         if prompt is None and "labels" in batch:
+            check_shape("labels", batch["labels"], batch["input_ids"])
             prompt = before_labels(batch["labels"], branch_ids, mask)
         return self.router_features(batch["input_ids"], mask, prompt, packing)
 
@@ -157,14 +162,20 @@ class RoutingMixin:
         """The router's decision for a batch of prompts [batch, tokens]; None without domain modules. Runs the trunk only."""
         if self.router is None:
             return None
-        hidden = self._read(input_ids, attention_mask, None)
-        return self._decide(self._prompt(input_ids, attention_mask, hidden, None, None, domain_ids))
+        mask = real_tokens(input_ids, attention_mask, 0)
+        hidden = self._read(input_ids, mask, None)
+        return self._decide(self._prompt(input_ids, mask, hidden, None, None, domain_ids))
 
-    def fit_router(self, batches: Iterable[dict[str, torch.Tensor]]) -> int:
+    def fit_router(self, batches: Iterable[dict[str, torch.Tensor]], *, warn_unmatched: bool = True) -> int:
         """Start the router from batches of training examples (keys as for `forward`); returns how many there were, or
         with router_level "token" how many prompt tokens.
 
-        A router that learns nothing from examples is left as it is, and 0 is returned.
+        A router that learns nothing from examples is left as it is, and 0 is returned. The codes are found without the domains.
+        Where `domain_ids` of all examples are given (not by token), they number the codes: code i is the one that most agrees with
+        domain i, one code a domain. Domains that look alike may share one, and one that looks like two takes two.
+
+        Args:
+            warn_unmatched: warn of the domains none of whose examples goes to the module of their number.
 
         Raises:
             ConfigurationError: there is no batch.
@@ -185,4 +196,15 @@ class RoutingMixin:
         if numbers is not None:
             nearest = self.router.nearest(self.router.project(units.float()), self.router.codes)[0][:, 0]
             self.matched_domains = frozenset(numbers[nearest == numbers].tolist())
+            if warn_unmatched:
+                self._warn_of_unmatched(set(numbers.tolist()) & set(range(self.config.num_domains)))
         return len(joined)
+
+    def _warn_of_unmatched(self, domains: set[int]) -> None:
+        lost = sorted(domains - (self.matched_domains or frozenset()))
+        if lost:
+            warnings.warn(
+                f"the router found no module of their own for domains {lost}: their examples go to the modules of others; give examples "
+                "that differ more, or router='oracle' with domain_ids",
+                stacklevel=3,
+            )

@@ -186,8 +186,9 @@ def write_report(found: Found, summary: dict[str, Any], out: Path, *, overwrite:
         raise ConfigurationError(f"cannot write {out}: {error.strerror}") from error
     with folder as made:
         write_plots(summary, Path(made))
-        plots = put_plots(Path(made), out, out / SUMMARY, overwrite=overwrite)
-    whole = json.dumps({**summary, "plots": plots}, indent=1, allow_nan=False) + "\n"
+        plots = sorted(path.name for path in Path(made).glob("*.png"))
+        whole = json.dumps({**summary, "plots": plots}, indent=1, allow_nan=False) + "\n"
+        put_plots(Path(made), out, out / SUMMARY, overwrite=overwrite)
     for name, text in {**found.files(), SUMMARY: whole, TABLES: tables}.items():
         with atomic_write(out / name, overwrite=overwrite) as stream:
             stream.write(text)

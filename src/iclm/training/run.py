@@ -333,9 +333,10 @@ def _start_router(recipe: Recipe, model: ICLMForCausalLM, packs: list[Pack], pad
     """Fit the router to the first training examples, unless it came fitted."""
     if not bool(getattr(model.router, "fitted", False)):
         section = recipe.training
-        model.fit_router(
-            router_batches(packs, section.batch_size, recipe.seed, pad, section.router_examples, section.batch_tokens)
+        batches = router_batches(
+            packs, section.batch_size, recipe.seed, pad, section.router_examples, section.batch_tokens
         )
+        model.fit_router(batches, warn_unmatched=False)  # `_matched_names` warns, by name
 
 
 def _matched_names(model: ICLMForCausalLM, domains: dict[str, int], names: list[str]) -> list[str]:

@@ -50,7 +50,7 @@ def independence_report(
         Under the number of each domain, as a string: `n`, and either `skipped` with the reason or `groups`, `ksg` and
         `identical` (on 4 principal components a side; `identical` of the invariant states with themselves), `cka` and
         `cka_permuted_mean`, `hsic`, `correlation`. Under "leakage": the probe's figures over all domains that have enough
-        examples, or `n` and `skipped`.
+        examples in more than one group, or `n` and `skipped`.
 
     Raises:
         ConfigurationError: shapes that do not pair, or a state that is not finite.
@@ -89,9 +89,12 @@ def _within(left: np.ndarray, right: np.ndarray, seed: int) -> dict[str, Any]:
 
 
 def _leakage(states: np.ndarray, numbers: np.ndarray, units: np.ndarray, seed: int) -> dict[str, Any]:
-    """The probe over the domains that have enough examples, or why there is none."""
+    """The probe over the domains that have enough examples in more than one group, or why there is none."""
     names, counts = np.unique(numbers, return_counts=True)
-    rows = np.flatnonzero(np.isin(numbers, names[counts >= ENOUGH]))
+    enough = names[counts >= ENOUGH]
+    spread = [name for name in enough if len(set(units[numbers == name].tolist())) > 1]
+    # where one of them at most is left, the probe says of all what they lack
+    rows = np.flatnonzero(np.isin(numbers, spread if len(spread) > 1 else enough))
     try:
         return domain_leakage(states[rows], numbers[rows], groups=units[rows], seed=seed).to_dict()
     except ConfigurationError as error:

@@ -7,9 +7,10 @@
 A batch has a few dozen labelled tokens and a state hundreds of dimensions: at that size no estimator can tell
 independent states from identical ones. Hence the projection to D dimensions and the queue. Past pairs carry no gradient,
 so the gradient of the batch is multiplied by pairs / tokens: it is that of an estimate from new pairs alone, whatever the
-length of the queue. The mean and deviation of the standardisation count as constants in the gradient. Past pairs are also
-out of date: states that change much within the mi_queue / tokens steps of a queue are pushed past independence and back,
-and a smaller weight or queue is then the cure.
+length of the queue. The mean and deviation of the standardisation count as constants in the gradient, so part of it only
+shrinks the states, which makes no pair less dependent; how much depends on the loss (see `cross_correlation`). Past pairs
+are also out of date: states that change much within the mi_queue / tokens steps of a queue are pushed past independence
+and back, and a smaller weight or queue is then the cure.
 
 A variational estimate has a critic, which is trained against the states. Two terms keep the sides apart in one backward
 pass of `weight * value + critic`: the gradient of `value` reaches the states only, that of `critic` the critic only. The
@@ -132,7 +133,10 @@ class IndependenceLoss(nn.Module, ABC):
         return states.float() if self.projection is None else states.float() @ self.projection
 
     def standardise(self, pairs: torch.Tensor) -> torch.Tensor:
-        """Bring every dimension of pairs [pairs, 2, dim] to mean 0 and variance 1; a constant dimension becomes 0."""
+        """Bring every dimension of pairs [pairs, 2, dim] to mean 0 and variance 1; a constant dimension becomes 0.
+
+        Mean and deviation carry no gradient: to shrink the states seems to lower an estimate that grows with them, and does not.
+        """
         with torch.no_grad():
             mean, deviation = pairs.mean(0), pairs.std(0, correction=0)
             # at most the rounding of equal values: to divide by it would make noise of size 1 and a gradient of size 1e6

@@ -22,6 +22,8 @@ class CrossCorrelation(IndependenceLoss):
     - Value: without unit, 0 to 1. Identical states whose D dimensions are uncorrelated give 1/D, not 1: only the D
       entries of the diagonal are then 1. So do rotated ones.
     - Bias: upwards, 1/(N - 1) for independent pairs; identical states stand out only where N is well above D.
+    - Gradient: the deviations that it is standardised by carry none, so most of that of near identical states shrinks them
+      rather than parts them: 94% of its norm at |r| 0.96 in 16 equal dimensions. What is left parts them all the same.
     - Useful range: any D; x and x^2 count as independent.
     - Cost: O(N D^2) time, D^2 memory.
 

@@ -68,8 +68,8 @@ def score_pairs(
         device = model.device
         encoded = model.encode(ids.to(device), mask.to(device), prompt_mask=prompt.bool().to(device))
         at = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
-        logits = model.logits(encoded, encoded.at(*at), *at)
-        values = torch.log_softmax(logits.float(), -1)[torch.arange(len(rows)), torch.tensor(targets, device=device)]
+        logits = model.logits(encoded, encoded.at(*at).float(), *at)  # as `score` does
+        values = torch.log_softmax(logits, -1)[torch.arange(len(rows)), torch.tensor(targets, device=device)]
         for row, value in zip(rows, values.tolist(), strict=True):
             i, c = pairs[chosen[row]]
             found[i][c] += value

@@ -261,6 +261,13 @@ def load_continual(path: str | Path) -> ContinualRecipe:
     return recipe
 
 
+def files_of(path: Path) -> set[Path]:
+    """All files that the recipe in a file is made of: itself, those that it extends, and those of its sources."""
+    sources = [source for task in load_continual(path).tasks.values() for source in (*task.train, *task.test)]
+    files = [source.file for source in sources if source.file is not None]
+    return {file.resolve() for file in (*map(Path, read_mapping(path)[1]), *files)}
+
+
 def with_boundaries(recipe: ContinualRecipe, boundaries: str | None) -> ContinualRecipe:
     """The recipe with task boundaries "known" or "unknown"; None means as it says."""
     if boundaries is None:

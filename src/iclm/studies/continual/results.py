@@ -23,7 +23,7 @@ from iclm.studies.continual.metrics import matrix_of
 from iclm.studies.continual.recipe import ContinualRecipe, load_continual, told_boundaries, with_boundaries
 from iclm.studies.continual.runner import JOBS, RECIPE, sequence_jobs
 from iclm.studies.study.grid import digest
-from iclm.studies.study.job import DONE, ROWS, SPEC
+from iclm.studies.study.job import DONE, ROWS, SPEC, STUDY, kind_of
 from iclm.studies.study.statistics import mean_over_seeds
 
 ROWS_FILE, SEQUENCES, BOUNDARIES = "rows.jsonl", "sequences.jsonl", "boundaries.jsonl"
@@ -74,7 +74,7 @@ def collect(folders: Iterable[str | Path]) -> Found:
     found, seen = Found(), dict[str, list[dict[str, Any]]]()
     for folder in map(Path, folders):
         if folder.is_file():
-            _add_boundaries(found, _read_lines(folder, _THRESHOLD))
+            _add_boundaries(found, _read_thresholds(folder))
             continue
         if (folder / SEQUENCES).is_file() or (folder / BOUNDARIES).is_file():
             rows, lines = (
@@ -88,6 +88,8 @@ def collect(folders: Iterable[str | Path]) -> Found:
             continue
         if not (folder / JOBS).is_dir():
             raise ConfigurationError(f"{folder} is neither an experiment of iclm continual nor a report of one")
+        if kind_of(folder) == STUDY:
+            raise ConfigurationError(f"{folder} holds a study, not sequences; use iclm study report")
         done_jobs = [job for job in sorted((folder / JOBS).iterdir()) if (job / DONE).is_file()]
         specs = {job.name: read_json(job / SPEC) for job in done_jobs}
         places = _places(folder / RECIPE, sorted({spec["sequence"] for spec in specs.values()}), specs)
@@ -184,10 +186,24 @@ def _content(source: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in source.items() if name != "file" or source.get("sha256") is None}
 
 
+def _read_thresholds(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file of thresholds; raises `CheckpointError` if it is none."""
+    try:
+        return _read_lines(file, _THRESHOLD)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file} is no file of iclm continual boundaries: {error}") from error
+
+
+def _no_number(text: str) -> float:
+    """Refuse NaN and Infinity, which are no JSON; raises ValueError."""
+    raise ValueError(f"it holds {text}, which is no finite number")
+
+
 def _read_lines(path: Path, keys: Iterable[str] = ()) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines, each of which has some keys."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")
+        lines = [json.loads(line, parse_constant=_no_number) for line in text.splitlines()]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):

@@ -22,9 +22,9 @@ from iclm.model.checkpoint import read_json
 from iclm.studies.continual.recipe import ContinualRecipe, load_continual, only_read, with_pinned_files
 from iclm.studies.study.executors import LocalExecutor
 from iclm.studies.study.grid import digest
-from iclm.studies.study.job import DONE, SPEC
+from iclm.studies.study.job import DONE, SEQUENCES, SPEC, STUDY, kind_of
 
-RECIPE, JOBS = "continual.yaml", "jobs"
+RECIPE, JOBS = f"{SEQUENCES}.yaml", "jobs"
 FORMAT = 1  # of a job's object; another number makes other names
 WORKER = "iclm.studies.continual.job"
 
@@ -118,6 +118,8 @@ class Experiment:
             raise ConfigurationError(f"{out} is a file; --out names a folder")
         if out.is_dir() and any(out.iterdir()) and not (out / RECIPE).is_file() and not (out / JOBS).is_dir():
             raise ConfigurationError(f"{out} holds something else than such an experiment; choose another --out")
+        if kind_of(out) == STUDY:
+            raise ConfigurationError(f"{out} holds a study, not sequences; choose another --out")
         every = sequence_jobs(recipe, sequence)
         if (out / RECIPE).is_file():
             before = [job.name for job in sequence_jobs(load_continual(out / RECIPE), sequence)]

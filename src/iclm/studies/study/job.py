@@ -54,6 +54,18 @@ from iclm.version import __version__
 SPEC, ROWS, DONE, FAILED, LOCK = "job.json", "rows.jsonl", "done.json", "failed.json", "lock"
 RUN, XLORA = "run", "xlora"
 BUSY = 75  # exit code: another process does this job (EX_TEMPFAIL of sysexits.h)
+STUDY, SEQUENCES = "study", "continual"  # what a folder of jobs is of; its recipe is called so
+
+
+def kind_of(folder: Path) -> str | None:
+    """What a folder of jobs is of, `STUDY` or `SEQUENCES`: by its recipe, else by its first job; None if it is of neither."""
+    for kind in (STUDY, SEQUENCES):
+        if (folder / f"{kind}.yaml").is_file():
+            return kind
+    first = next(iter(sorted(folder.glob(f"jobs/*/{SPEC}"))), None)
+    if first is None:
+        return None
+    return SEQUENCES if "sequence" in read_json(first) else STUDY
 
 
 def run_job(folder: Path) -> dict[str, Any]:

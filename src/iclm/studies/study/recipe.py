@@ -164,7 +164,7 @@ class Method(Section):
             from iclm.data.audit.strategies import BY_NAME  # scikit-learn comes with it
 
             if self.strategy not in BY_NAME:
-                raise ValueError(f"strategy is {self.strategy!r}; known are {', '.join(BY_NAME)}")
+                raise ValueError(f"strategy is {self.strategy!r}; known are {'; '.join(BY_NAME)}")
         if self.kind != "xlora" and self.xlora is not None:
             raise ValueError("xlora is for kind: xlora")
         foreign = sorted({*self.model} - XLORA_MODEL) if self.kind == "xlora" else []
@@ -238,6 +238,8 @@ class Block(Section):
     def _tries_or_seeds(self) -> Block:
         if self.seeds and self.tries is not None:
             raise ValueError("tries is for a block without seeds; reports need all tries of the search")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}; each comes once")
         return self
 
 

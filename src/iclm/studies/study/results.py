@@ -20,7 +20,7 @@ from iclm.data.files import open_for_reading
 from iclm.errors import CheckpointError, ConfigurationError, DataError
 from iclm.model.checkpoint import read_json
 from iclm.studies.study.grid import Job, comparable, id_of, jobs_of, value_of
-from iclm.studies.study.job import DONE, FAILED, SPEC
+from iclm.studies.study.job import DONE, FAILED, SEQUENCES, SPEC, kind_of
 from iclm.studies.study.recipe import UNTRAINED, StudyRecipe, load_study
 from iclm.studies.study.report_lines import (
     JobLine,
@@ -181,6 +181,8 @@ def finished(folders: Iterable[Path]) -> dict[str, FinishedJob]:
 
 def _is_report(out: Path) -> bool:
     """Whether a folder holds the files of a report; False for that of a study; raises `ConfigurationError` if it holds neither."""
+    if kind_of(out) == SEQUENCES:
+        raise ConfigurationError(f"{out} holds sequences of iclm continual; use iclm continual report")
     if (out / JOBS).is_dir():
         return False
     if (out / JOBS_FILE).is_file():

@@ -25,10 +25,10 @@ from iclm.errors import CheckpointError, ConfigurationError
 from iclm.model.checkpoint import read_json
 from iclm.studies.study.executors import Executor, LocalExecutor
 from iclm.studies.study.grid import Job, jobs_of
-from iclm.studies.study.job import DONE, ROWS, SPEC
+from iclm.studies.study.job import DONE, ROWS, SEQUENCES, SPEC, STUDY, kind_of
 from iclm.studies.study.recipe import StudyRecipe, load_study, with_pinned_files
 
-RECIPE, JOBS = "study.yaml", "jobs"
+RECIPE, JOBS = f"{STUDY}.yaml", "jobs"
 _MOST_AT_ONCE = 1000
 
 
@@ -107,6 +107,8 @@ class Study:
         kept = self.out / RECIPE
         if self.out.is_dir() and any(self.out.iterdir()) and not kept.is_file() and not (self.out / JOBS).is_dir():
             raise ConfigurationError(f"{self.out} holds something else than a study; choose another --out")
+        if kind_of(self.out) == SEQUENCES:
+            raise ConfigurationError(f"{self.out} holds sequences of iclm continual, not a study; choose another --out")
         if kept.is_file():
             before = [job.name for job in jobs_of(load_study(kept), {})]
             if not {job.name for job in jobs_of(self.recipe, {})} & {*before}:
