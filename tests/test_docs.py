@@ -185,3 +185,50 @@ def test_the_figures_by_seed_of_the_short_sequence_are_what_it_found():
     for s in seeds:  # one task later it is below where it was learned, and stays so
         learned = accuracy("iclm", s, 1, 0)
         assert all(accuracy("iclm", s, after, 0) < learned for after in (3, 4))
+
+
+def accuracy(rows):
+    """Share of right answers, to three digits, in and out of distribution."""
+    sides = [[row for row in rows if row["shifted"] == shifted] for shifted in (False, True)]
+    return [f"{sum(r['correct'] for r in side) / sum(r['n'] for r in side):.3f}" for side in sides]
+
+
+def of_method(path, method):
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    chosen = [r for r in rows if (r.get("method"), r.get("train_set"), r.get("module")) == (method, "acre", "mixture")]
+    return [row for row in chosen if row["seed"] in (None, 0)]
+
+
+def test_what_rounding_does_to_an_accuracy_is_what_was_found():
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    rounded = accuracy(of_method(ROOT / "results" / "rounding" / "acre-base-bfloat16.jsonl", "base"))
+    exact = accuracy(of_method(ROOT / "results" / "study" / "results.jsonl", "base"))
+    assert f"rounded it had {rounded[0]} in and {rounded[1]} out of distribution" in text
+    assert f"and exactly {exact[0]} and {exact[1]}, which the tables have" in text
+    one = json.loads((ROOT / "results" / "rounding" / "acre-iclm-half.jsonl").read_text(encoding="utf-8"))
+    said = f"in {one['n']} questions as symbols, of which {one['ties_bfloat16']} came out equal: {one['correct_bfloat16']} were right"
+    assert f"{said}, and {one['correct_float32']} exactly" in text
+
+
+def test_what_the_text_says_of_ablations_is_what_was_found():
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    results = ROOT / "results" / "study" / "results.jsonl"
+    rows = {row["format"]: row for row in of_method(results, "iclm") if not row["shifted"]}
+    without = {row["format"]: row for row in of_method(results, "iclm-no-invariant") if not row["shifted"]}
+    shares = [found["text"]["correct"] / found["text"]["n"] for found in (without, rows)]
+    assert f"({shares[0]:.3f} as text, with it {shares[1]:.3f})" in text
+    found = json.loads((ROOT / "results" / "study" / "comparisons.json").read_text(encoding="utf-8"))
+    lost = {}
+    for row in found["comparisons"]:
+        head = (row["data"], row["against"], row["kind"], row["format"], row["strict"])
+        if head == ("acre", "iclm", None, None, False) and row["group"] in ("in distribution", "out of distribution"):
+            lost.setdefault(row["method"], {})[row["group"]] = f"{-row['difference']:.3f}".lstrip("0")
+    assert lost
+    for method, join in {
+        "iclm-no-invariant": "is {} behind in distribution and {} out of it",
+        "iclm-concat": "is {} and {} behind",
+        "iclm-no-domain": "is {} and {} behind",
+        "iclm-half": "in place of three quarters {} and {}",
+        "iclm-random": "**Random routing costs little**, {} and {},",
+    }.items():
+        assert join.format(*lost[method].values()) in text, (method, lost[method])

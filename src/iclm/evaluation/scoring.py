@@ -261,7 +261,9 @@ def _float32_logits(model: PreTrainedModel) -> Iterator[None]:
 def _require_choices(examples: Sequence[EncodedExample]) -> None:
     for item in examples:
         if not item.choices:
-            raise DataError(f"{item.example.source or 'an example'} has no choices to score; free answers are decoded (iclm evaluate --generate)")
+            raise DataError(
+                f"{item.example.source or 'an example'} has no choices to score; free answers are decoded (iclm evaluate --generate)"
+            )
 
 
 def _unknown(examples: Sequence[EncodedExample]) -> list[np.ndarray]:
