@@ -33,7 +33,7 @@ def run_strategy(name: str, recipe: Recipe, sources: Sequence[DataSource]) -> Ou
         ConfigurationError: there is no such strategy, or it cannot be used on these examples.
     """
     if name not in BY_NAME:
-        raise ConfigurationError(f"strategy is {name!r}; known are {', '.join(BY_NAME)}")
+        raise ConfigurationError(f"strategy is {name!r}; known are {'; '.join(BY_NAME)}")
     train = read_sources(recipe.data.train)
     rows: list[dict[str, Any]] = []
     questions = []
