@@ -344,7 +344,7 @@ def test_greedy_answers_are_judged_exactly_and_partially(run, tmp_path):
 
 def test_a_free_answer_cannot_be_scored_as_a_choice(run, tmp_path):
     prompt = examples(next(iter(generate("IID", "val", 1, seed=9))), "text")[:1]
-    with pytest.raises(DataError, match="greedy"):
+    with pytest.raises(DataError, match="--generate"):
         evaluate_run(run, sources(run, free_form(tmp_path, prompt, ["x"])))
 
 
