@@ -100,9 +100,9 @@ class ICLMForCausalLM(KeepsBase, PreTrainedModel, RoutingMixin, RoutedGeneration
             self.router = build_router(config)
             self.aggregator = build_aggregator(config, base.get_output_embeddings())
             self.independence = None if self.aggregator is None else build_independence(config)
+            adapt(base.get_submodule(parts.layers_path), config, self.runtime)
         self.mi_scale = 1.0  # of mi_weight; a schedule moves it
         self.compiled = False
-        adapt(base.get_submodule(parts.layers_path), config, self.runtime)
         for module in (self.router, self.aggregator, self.independence):
             if module is not None:
                 module.to(base.device)

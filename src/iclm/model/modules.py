@@ -134,12 +134,12 @@ class LoRABank(nn.Module):
         self.gate: torch.Tensor | None = None
         self.scale = 1.0
         self.tokens: int | None = None
-        kind: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}  # whatever torch's default is
+        device = base.weight.device
         self.lora_A = nn.ParameterDict(
-            {str(m): nn.Parameter(torch.empty(rank, base.in_features, **kind)) for m in modules}
+            {str(m): nn.Parameter(torch.empty(rank, base.in_features, device=device)) for m in modules}
         )
         self.lora_B = nn.ParameterDict(
-            {str(m): nn.Parameter(torch.zeros(base.out_features, rank, **kind)) for m in modules}
+            {str(m): nn.Parameter(torch.zeros(base.out_features, rank, device=device)) for m in modules}
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -155,7 +155,7 @@ class LoRABank(nn.Module):
         bound = 1 / math.sqrt(self.base.in_features)
         with torch.no_grad():
             for a, b in zip(self.lora_A.values(), self.lora_B.values(), strict=True):
-                a.copy_((torch.rand(a.shape, generator=generator, dtype=torch.float32) * 2 - 1) * bound)
+                a.copy_((torch.rand(a.shape, generator=generator) * 2 - 1) * bound)
                 b.zero_()
 
     def renumber(self, modules: Sequence[int | None]) -> None:

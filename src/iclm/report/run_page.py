@@ -78,7 +78,8 @@ def run_page(run: str | Path, *, diagnosis: str | Path | None = None) -> str:
     run = Path(run)
     with _damaged(run / FINISHED):
         facts = list(_facts(read_record(run)))
-    training = training_section(run, read_config(run))
+    config = read_config(run)
+    training = training_section(run, config)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     template = environment.from_string(resources.files("iclm.report").joinpath(TEMPLATE).read_text("utf-8"))
     return template.render(
@@ -86,7 +87,7 @@ def run_page(run: str | Path, *, diagnosis: str | Path | None = None) -> str:
         folder=str(run),
         facts=facts,
         quickstart=_quickstart(run / QUICKSTART),
-        diagnosis=_diagnosis(run, diagnosis),
+        diagnosis=_diagnosis(run, list(config.module_names), diagnosis),
         modules=_cells(modules_table(list_modules(run))),
         curves=_image("training.png", {"training": training}, "Loss terms and router figures by optimizer step."),
         no_curves=training.get("reason"),
@@ -139,7 +140,7 @@ def _quickstart(path: Path) -> dict[str, Any] | None:
         return _cells(quickstart_table(summary))
 
 
-def _diagnosis(run: Path, folder: str | Path | None) -> dict[str, Any] | None:
+def _diagnosis(run: Path, modules: list[str], folder: str | Path | None) -> dict[str, Any] | None:
     """What `iclm diagnose` found: the verdicts that matter, and each failure with its table and plots.
 
     Raises:
@@ -152,7 +153,7 @@ def _diagnosis(run: Path, folder: str | Path | None) -> dict[str, Any] | None:
         raise CheckpointError(f"{folder} holds no {FILE}; give a folder that `iclm diagnose {run} --out FOLDER` made")
     report = read_json(path)
     with _damaged(path):
-        if report["modules"] != list(read_config(run).module_names):
+        if report["modules"] != modules:
             raise CheckpointError(
                 f"{path} is of a run with other modules ({', '.join(report['modules'])}); diagnose {run} anew"
             )
