@@ -272,7 +272,10 @@ def test_training_prints_its_result_alone_on_stdout(iclm, workplace):
 def test_a_diverged_training_is_no_fault_of_the_command_line(iclm, workplace):
     diverge = ("training.learning_rate=1e30", "training.max_grad_norm=0", "training.warmup=0", "training.epochs=3")
     found = iclm("train", "recipe.yaml", *diverge, "--out", "other", "--json")
-    assert "has diverged: weights of other are not finite; train anew" in found.refused(progress=True)
+    assert found.code == 1 and json.loads(found.out)["diverged"]
+    assert found.err.splitlines()[-1].startswith(
+        "error: the training has diverged: weights of other are not finite; train anew"
+    )
     record = (workplace / "other" / "run.json").read_text()
     assert json.loads(record, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["diverged"]
 
@@ -282,6 +285,17 @@ def test_training_with_validation_reports_it(iclm, workplace):
     found = iclm("train", "recipe.yaml", validation, "method=lora", "--out", "other", "--json").json
     assert found["method"] == "lora"
     assert [row["domain"] for row in found["validation"]["data"]] == ["text"]
+
+
+def test_without_files_a_run_is_evaluated_on_the_validation_sources_of_its_recipe(iclm, workplace):
+    validation = "data.validation=[{file: IID_val_text.jsonl, domain: text}]"
+    trained = iclm("train", "recipe.yaml", validation, "method=lora", "--out", "other", "--json").json["validation"]
+    assert iclm("evaluate", "other", "--module", "all", "--json").json["data"] == trained["data"]
+    assert iclm("evaluate", "other", "--limit", 3, "--json").json["data"][0]["n"] == 3
+    assert (
+        "--format is for files; name them with --data FILE" in iclm("evaluate", "other", "--format", "text").refused()
+    )
+    assert "--ask panel" in iclm("evaluate", "other", "--ask", "panel").refused()
 
 
 def test_an_evaluation_is_a_table_with_every_module_and_the_routing(iclm, workplace):
@@ -382,7 +396,7 @@ def test_the_page_of_a_run_is_one_file_whose_name_is_on_stdout(iclm, workplace):
     assert "diagnosis.json" in iclm("report", "run", "--diagnosis", ".", "--out", "x.html").refused()
     assert "is a folder" in iclm("report", "run", "--out", "run").refused()
     assert tree(workplace) == before
-    assert iclm("report", "run", "--out", "new/page.html").out == "new/page.html\n"
+    assert iclm("report", "run", "--out", "new/page.html", "--json").json == {"report": "new/page.html"}
     assert Path("new/page.html").read_text(encoding="utf-8") == page
 
 

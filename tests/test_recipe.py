@@ -278,6 +278,10 @@ def test_a_recipe_without_data_is_refused():
     assert "data" in refused(parse_recipe, {"method": "iclm"})
 
 
+# thirty lines that say a thousand million values
+DOUBLED = "".join(f"a{n}: &a{n} [{f'*a{n - 1}, *a{n - 1}' if n else '1, 1'}]\n" for n in range(30)).encode()
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -286,12 +290,13 @@ def test_a_recipe_without_data_is_refused():
         (b"- 1\n", "mapping"),
         (b"data: &d {train: *d}\n", "the recipe is nested too deeply or contains itself"),
         (b"data: &a [*a]\n", "the recipe is nested too deeply or contains itself"),
+        (DOUBLED, "or repeats itself too often"),
         (b"data: " + b"[" * 3000 + b"]" * 3000, "the recipe is nested too deeply or contains itself"),
         (b"method: iclm\ndata: [1\n", "not valid YAML"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"method: lora\n", "data"),
     ],
-    ids=["missing", "empty", "list", "circle", "round", "deep", "broken", "binary", "incomplete"],
+    ids=["missing", "empty", "list", "circle", "round", "doubled", "deep", "broken", "binary", "incomplete"],
 )
 def test_a_file_that_is_no_recipe_is_named(tmp_path, content, words):
     path = tmp_path / "recipe.yaml"

@@ -123,7 +123,10 @@ def train(
     if not is_first():
         return
     if record["diverged"]:
-        raise ConfigurationError(divergence(out))
+        if as_json:
+            print_json(record)
+        note(f"error: {divergence(out)}")
+        sys.exit(1)
     report = None
     if loaded.data.validation:
         note("validation")
@@ -143,7 +146,10 @@ def train(
 @app.command()
 def evaluate(
     run: RunFolder,
-    data: Annotated[list[str], typer.Option(help="FILE or FILE=DOMAIN; several times for several files.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="FILE or FILE=DOMAIN, also several times; default: the recipe's validation sources."),
+    ] = None,
     module: Annotated[str, typer.Option(help="mixture, invariant, domain_0 or its name, ... or all.")] = "mixture",
     routing: Annotated[str, typer.Option(help="learned or oracle.")] = "learned",
     generate: Annotated[bool, typer.Option("--generate", help="Greedy decoding instead of choice scoring.")] = False,
@@ -170,6 +176,7 @@ def evaluate(
     quiet_libraries()
     from iclm.evaluation.evaluate_run import evaluate_run, evaluation_sources
     from iclm.evaluation.runs import load_run
+    from iclm.evaluation.sides import validation_sources
     from iclm.report.tables import dependence_lines, evaluation_table, independence_table, routing_lines
 
     loaded = load_run(run, base=base, quantization=quantization)
@@ -179,7 +186,14 @@ def evaluate(
     if max_new_tokens is not None and not generate:
         raise ConfigurationError("--max-new-tokens is for --generate, which is not given; leave it out, or give both")
     options = {"format": format, "objects": objects, "limit": limit, "columns": columns, "score": score}
-    sources = evaluation_sources(data, loaded, ask=ask, **options)
+    given = [name for name, on in (("format", format), ("strict", strict), ("columns", columns)) if on]
+    given += ["score"] if score != "sum" else []
+    if given and not data:
+        raise ConfigurationError(f"--{given[0]} is for files; name them with --data FILE, or leave it out")
+    sources = evaluation_sources(data or (), loaded, ask=ask, **options)
+    sources = sources or [
+        s if limit is None else s.model_copy(update={"limit": limit}) for s in validation_sources(run)
+    ]
     with progress_bars() as bars:
         report = evaluate_run(
             loaded,
@@ -270,6 +284,7 @@ def report(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="HTML file to make; default: report.html in the run folder.")] = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """One HTML page of a run: its modules, training curves, recipe, and what iclm diagnose found.
 
@@ -278,7 +293,11 @@ def report(
     quiet_libraries()
     from iclm.report.run_page import write_run_page
 
-    print(write_run_page(run, diagnosis=diagnosis, out=out, overwrite=overwrite))
+    page = write_run_page(run, diagnosis=diagnosis, out=out, overwrite=overwrite)
+    if as_json:
+        print_json({"report": str(page)})
+    else:
+        print(page)
 
 
 @app.command()

@@ -119,9 +119,9 @@ class ModelSection(Section):
     mix_rank: int = 8
     """Rank of the low_rank residual."""
     router_weight: float = 0.1
-    """Weight of the router's own loss."""
+    """Weight of the router's own loss. With vq and kmeans, whose codes are no parameters, it moves the figure of the loss and nothing else."""
     mi_weight: float = 0.01
-    """Weight of the independence loss."""
+    """Weight of the independence loss. The paper's, the default, is too small to make the modules independent (docs/independence.md)."""
     invariant_weight: float = 1.0
     """Weight of the language-modelling loss of the invariant module alone."""
     domain_weight: float = 1.0
@@ -304,7 +304,7 @@ class TrainingSection(Section):
     router_examples: int = Field(default=256, ge=1)
     """Examples that the router is started from; more where these lack a domain."""
     cache_features: bool = True
-    """Where the router reads above the split: its features are computed once a data set and kept on disk; false means in every step."""
+    """Where the router reads above the split: its features are computed once a data set and kept on disk; false means in every step. Routes by token need them in every step."""
     logging_steps: int = Field(default=10, ge=1)
     """Optimizer steps between two lines of the log."""
     save_steps: int | None = Field(default=None, ge=1)

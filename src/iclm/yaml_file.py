@@ -15,6 +15,8 @@ PACKAGED = ("smollm2-135m",)
 """Names of bases that are no paths, whatever lies beside a recipe (`iclm.model.backbone`)."""
 DEEPEST = 50
 """Mappings and lists within each other, at most: no recipe needs more, and one that contains itself never ends."""
+LARGEST = 100_000
+"""Values in a recipe, at most, those behind an alias counted each time: a few lines of aliases to aliases are millions."""
 
 
 class _OneOfAKind(yaml.SafeLoader):
@@ -32,27 +34,41 @@ class _OneOfAKind(yaml.SafeLoader):
 
 
 def _load(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """What a YAML text says; raises RecursionError if it is nested too deeply or contains itself."""
+    """What a YAML text says; raises RecursionError if it is nested too deeply, contains itself, or repeats itself without end."""
     values = yaml.load(text, Loader=loader)  # a safe loader
-    if _is_deeper(values, DEEPEST):
-        raise RecursionError
+    _count(values, DEEPEST, {})
     return values
 
 
-def _is_deeper(values: Any, levels: int) -> bool:
-    """Whether mappings and lists lie within each other over more than so many levels."""
+def _count(values: Any, levels: int, known: dict[tuple[int, int], int]) -> int:
+    """How many values lie in one, itself among them and those behind an alias each time; each is walked once a level at most.
+
+    Args:
+        levels: mappings and lists that may lie within each other.
+        known: counts of what was walked, by id and levels left.
+
+    Raises:
+        RecursionError: more levels, or more than `LARGEST` values.
+    """
     if not isinstance(values, (dict, list)):
-        return False
-    inner = values.values() if isinstance(values, dict) else values
-    return levels == 0 or any(_is_deeper(value, levels - 1) for value in inner)
+        return 1
+    if levels == 0:
+        raise RecursionError
+    place = (id(values), levels)
+    if place not in known:
+        inner = values.values() if isinstance(values, dict) else values
+        known[place] = 1 + sum(_count(value, levels - 1, known) for value in inner)
+        if known[place] > LARGEST:
+            raise RecursionError
+    return known[place]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigurationError: it cannot be read, is no valid YAML or no mapping, has a key twice, is nested too deeply or contains
-            itself; one line.
+        ConfigurationError: it cannot be read, is no valid YAML or no mapping, has a key twice, is nested too deeply, contains
+            itself or repeats itself too often; one line.
     """
     try:
         values = _load(path.read_text(encoding="utf-8"), _OneOfAKind)
@@ -67,7 +83,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}{where}: the recipe is not valid YAML: {getattr(error, 'problem', error)}"
         ) from error
     except RecursionError as error:
-        raise ConfigurationError(f"{path}: the recipe is nested too deeply or contains itself") from error
+        raise ConfigurationError(
+            f"{path}: the recipe is nested too deeply or contains itself, or repeats itself too often"
+        ) from error
     if not isinstance(values, dict):
         held = "is empty" if values is None else f"holds {type(values).__name__}"
         raise ConfigurationError(f"{path}: a recipe is a mapping of sections; the file {held}")
@@ -161,7 +179,9 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         except yaml.YAMLError as error:
             raise ConfigurationError(f"{override!r}: the value is not valid YAML") from error
         except RecursionError as error:
-            raise ConfigurationError(f"{override!r}: the value is nested too deeply or contains itself") from error
+            raise ConfigurationError(
+                f"{override!r}: the value is nested too deeply or contains itself, or repeats itself too often"
+            ) from error
         place: Any = values
         *parents, leaf = key.split(".")
         for parent in parents:

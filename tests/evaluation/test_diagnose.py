@@ -98,11 +98,27 @@ def test_a_router_that_sends_two_domains_to_one_module_has_collapsed(make_run):
     assert not diagnose(run, IID[:1])["routing"]["iid"]["collapsed"], "one domain needs one module"
 
 
-def test_independence_is_measured_within_each_domain(report):
-    section = report["independence"]
+def test_independence_is_measured_within_each_domain(run):
+    section = diagnose(run, [source(form, problems=5) for form in DOMAINS])["independence"]
     assert list(section["by_domain"]) == list(DOMAINS)
-    assert all(found["n"] == 12 and found["ksg"]["n"] == 12 for found in section["by_domain"].values())
+    assert all(found["n"] == 20 and found["ksg"]["n"] == 20 for found in section["by_domain"].values())
+    assert section["leakage"]["n"] == 40
+
+
+def test_independence_is_not_measured_on_questions_of_few_problems(report):
+    section = report["independence"]
+    assert [found["n"] for found in section["by_domain"].values()] == [12, 12]
+    assert all("12 examples of 3 problem(s)" in found["skipped"] for found in section["by_domain"].values())
     assert section["leakage"]["n"] == 24
+
+
+def test_each_module_alone_is_compared_with_the_mixture(run, report):
+    for row in report["overfitting"]["modules"]:
+        assert ("ahead" in row) == (row["module"] not in ("mixture", "base"))
+        if "ahead" in row:
+            mixture = row_of(report, "mixture")["iid"]["overall"]["value"]
+            assert row["ahead"]["value"] == pytest.approx(row["iid"]["overall"]["value"] - mixture)
+            assert row["ahead"]["low"] <= row["ahead"]["value"] <= row["ahead"]["high"]
 
 
 def test_domains_that_the_run_does_not_know_are_kept_apart(run):

@@ -16,6 +16,14 @@ def test_with_a_problem_for_each_question_it_is_the_paired_t_interval():
     assert (value, low, high) == pytest.approx((np.mean(first) - np.mean(second), expected.low, expected.high))
 
 
+def test_intervals_of_several_comparisons_hold_together():
+    rng = np.random.default_rng(0)
+    first, second = rng.random(50) < 0.7, rng.random(50) < 0.6
+    found = paired_difference(first, second, range(50), comparisons=3)[1:]
+    expected = stats.ttest_rel(first.astype(float), second.astype(float)).confidence_interval(1 - 0.05 / 3)
+    assert found == pytest.approx((expected.low, expected.high))
+
+
 def test_questions_that_repeat_a_problem_tell_nothing_more():
     rng = np.random.default_rng(1)
     first, second = rng.random(30) < 0.8, rng.random(30) < 0.5

@@ -1,5 +1,7 @@
 """Bases that differ more than in names: hybrid and recurrent layers, experts, latent attention, other positions, flat layers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -132,6 +134,35 @@ def test_cached_generation_is_that_without_a_cache(iclm):
     assert torch.equal(*(iclm.generate(prompts(), use_cache=cache, **options) for cache in (True, False)))
 
 
+@pytest.mark.parametrize("name", BASES)
+def test_routes_and_logits_do_not_depend_on_padding(name, differ, padded):
+    ragged = [prompts()[0, :5], prompts()[1, :9], prompts()[2]]
+    model = ICLMForCausalLM.from_base(base_of(name), num_domains=2, router_dim=4, lora_rank=2, mi_queue=8).eval()
+    model.fit_router([padded(ragged), padded([prompts()[0], prompts()[1]])])
+    differ(model)
+    with torch.no_grad():
+        alone = [model(input_ids=prompt[None]) for prompt in ragged]
+        for side in ("left", "right"):
+            batch = padded(ragged, side, extra=7)
+            found = model(**batch)
+            for row, own in enumerate(alone):
+                assert torch.equal(found.route[row], own.route[0])
+                kept = found.logits[row][batch["attention_mask"][row] == 1]
+                torch.testing.assert_close(kept, own.logits[0], rtol=1e-3, atol=1e-4)
+
+
+@each
+def test_a_module_that_is_not_used_has_no_gradient_and_all_of_them_are_saved(iclm, request, tmp_path):
+    labels = prompts().masked_fill(torch.arange(14) < 11, -100)
+    iclm.train()(input_ids=prompts(), labels=labels, route=torch.zeros(3, dtype=torch.long)).loss.backward()
+    grads = {name: p.grad for name, p in iclm.named_parameters() if ".lora_" in name}
+    assert all((grad is None) == name.endswith(".2") for name, grad in grads.items())
+    iclm.save_pretrained(tmp_path)
+    again = ICLMForCausalLM.from_pretrained(tmp_path, base=base_of(request.node.callspec.params["iclm"]))
+    own, loaded = iclm.own_state_dict(), again.own_state_dict()
+    assert own.keys() == loaded.keys() and all(torch.equal(own[name], loaded[name]) for name in own)
+
+
 @each
 def test_a_base_that_cannot_part_examples_never_packs_them(iclm, request):
     name = request.node.callspec.params["iclm"]
@@ -171,9 +202,38 @@ def test_a_base_that_reads_the_weights_of_a_linear_layer_says_so():
     config = transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=8, **TOKENS)
     base = transformers.AutoModelForCausalLM.from_config(config).float()
     settings = {"num_domains": 2, "router": "oracle", "split_layer": 0}
-    model = ICLMForCausalLM.from_base(base, target_modules="all-linear", **settings)
     with pytest.raises(BackboneError, match=r"weight of mixer\.dt_proj .* name the other layers in target_modules"):
-        model(input_ids=prompts(), route=ROUTE)
+        ICLMForCausalLM.from_base(base, target_modules="all-linear", **settings)
     base = transformers.AutoModelForCausalLM.from_config(config).float()
     model = ICLMForCausalLM.from_base(base, target_modules=["in_proj", "out_proj"], **settings)
     assert model(input_ids=prompts(), route=ROUTE).logits.isfinite().all()
+
+
+def test_a_base_that_cannot_be_run_in_rows_is_refused_when_the_model_is_made():
+    config = transformers.GPTBigCodeConfig(n_embd=32, n_layer=2, n_head=4, **TOKENS)
+    with pytest.raises(BackboneError, match="GPTBigCodeForCausalLM cannot be run as an ICLM runs its base"):
+        ICLMForCausalLM.from_base(transformers.AutoModelForCausalLM.from_config(config), num_domains=2)
+
+
+def test_a_base_that_computes_another_function_in_rows_is_refused():
+    base = base_of("OPTConfig")
+    own = base.forward
+
+    def forward(attention_mask=None, **given):
+        logits = own(attention_mask=attention_mask, **given).logits
+        # adds to padded sequences what no part of it says
+        return SimpleNamespace(logits=logits if attention_mask is None else logits + torch.linspace(0, 9, 96))
+
+    base.forward = forward
+    with pytest.raises(BackboneError, match="OPTForCausalLM gives other logits as an ICLM runs it"):
+        ICLMForCausalLM.from_base(base, num_domains=2)
+
+
+def test_a_base_with_a_cache_of_its_own_kind_generates_without_one():
+    config = transformers.MiniMaxConfig(num_local_experts=2, head_dim=8, **USUAL)
+    torch.manual_seed(0)
+    base = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    base.generation_config.eos_token_id = None
+    wanted = base.generate(prompts(), max_new_tokens=4, do_sample=False)
+    model = ICLMForCausalLM.from_base(base, num_domains=2, router="oracle").eval()
+    assert model.generate(prompts(), domain_ids=ROUTE, max_new_tokens=4, do_sample=False).equal(wanted)

@@ -8,6 +8,8 @@ AGGREGATORS = [
     {"aggregator": "mix", "mix": "gate"},
     {"aggregator": "mix", "mix": "low_rank"},
     {"aggregator": "concat"},
+    {"aggregator": "logits"},
+    {"aggregator": "probas"},
 ]
 
 

@@ -464,3 +464,20 @@ def test_saving_over_another_model_is_refused_before_anything_is_written(model, 
 def test_only_the_main_process_writes(model, tmp_path):
     model.save_pretrained(tmp_path / "iclm", is_main_process=False)
     assert not (tmp_path / "iclm").exists()
+
+
+@pytest.mark.parametrize(
+    "ids", [torch.ones(4), torch.ones(2, 0), torch.ones(0, 3)], ids=["flat", "no-token", "no-sequence"]
+)
+def test_ids_that_are_no_batch_of_sequences_are_refused(model, ids):
+    with pytest.raises(ConfigurationError, match=r"input_ids is \[.*\]; it must be \[batch, tokens\]"):
+        model(input_ids=ids.long())
+
+
+@pytest.mark.parametrize("settings", [{"module": "invariant"}, {"module": "domain_1"}])
+def test_a_route_is_not_ignored_where_one_module_runs_alone(model, settings):
+    ids = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(
+        ConfigurationError, match=r"route is given, but '(invariant|domain_1)' of this model is one module"
+    ):
+        model(input_ids=ids, route=torch.tensor([0, 1]), **settings)

@@ -74,6 +74,8 @@ def make_diagnosis():
             }
             for module in (*every, "base")
         ]
+        for row in rows[1:-1]:
+            row["ahead"] = {"value": -0.02, "low": -0.08, "high": 0.04}
         rows[-1] |= {"iid": side(n // 2, n, names), "ood": side(n // 2, n, names)}
         moved = [[0.5 * (i == j) for j in range(modules + 1)] for i in range(modules + 1)]
         swap = [

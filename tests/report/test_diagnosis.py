@@ -128,12 +128,12 @@ def test_states_of_many_dimensions_that_depend_are_not_healthy_for_a_small_hsic(
     assert "how strongly, this figure cannot tell" in judgement.words
 
 
-def test_a_dependence_that_questions_of_one_problem_may_feign_says_so(healthy):
+@pytest.mark.parametrize(("p_value", "verdict"), [(0.02, DOUBTFUL), (0.03, HEALTHY)])
+def test_the_smaller_of_two_p_values_is_doubled(healthy, p_value, verdict):
     found = healthy["independence"]["by_domain"]["kind_of_text_1"]
-    found["hsic"] |= {"statistic": 0.05, "p_value": 0.01}
-    for groups, feigned in ((found["n"], False), (found["n"] // 4, True)):
-        found["groups"] = groups
-        assert ("questions of one problem" in judged(healthy, "independence", "kind_of_text_1").words) == feigned
+    found["ksg"]["p_value"] = 0.8
+    found["hsic"] |= {"statistic": 0.05, "p_value": p_value}
+    assert judged(healthy, "independence", "kind_of_text_1").verdict == verdict
 
 
 def test_states_that_do_not_vary_or_are_too_few_are_not_judged(healthy):
@@ -203,6 +203,18 @@ def test_without_data_out_of_distribution_the_gap_is_not_measured(healthy):
         found = judged(healthy, failure, words)
         assert found.verdict == NOT_MEASURED and "--ood" in found.words
     assert diagnosis_tables(healthy)
+
+
+def test_a_module_that_answers_more_alone_than_the_mixture_is_a_warning(healthy):
+    rows = healthy["overfitting"]["modules"]
+    found = judged(healthy, "overfitting", "minus the mixture")
+    assert (found.verdict, found.value, found.reference) == (HEALTHY, -0.02, 0.0)
+    rows[2]["ahead"] = {"value": 0.06, "low": 0.01, "high": 0.11}
+    found = judged(healthy, "overfitting", "minus the mixture")
+    assert found.verdict == DOUBTFUL and "domain_0" in found.figure and "alone answers more" in found.words
+    for row in rows:
+        row.pop("ahead", None)
+    assert not any("minus the mixture" in v.figure for v in verdicts(healthy)), "a diagnosis of an earlier version"
 
 
 # -- forgetting --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 
 from iclm.data.collation import recut
 from iclm.errors import CheckpointError, ConfigurationError
@@ -332,6 +333,19 @@ def test_a_loss_of_ones_own_is_refused(make_recipe, make_trainer):
     trainer = make_trainer(make_recipe())
     with pytest.raises(ConfigurationError, match="compute_loss_func is given; the losses of an ICLM are its own"):
         ICLMTrainer(trainer.model, trainer.args, trainer.train_dataset, compute_loss_func=lambda *args: 0)
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "deepspeed"])
+def test_sharded_parameters_are_refused(make_recipe, make_trainer, monkeypatch, kind):
+    made = transformers.Trainer.create_accelerator_and_postprocess
+
+    def create(trainer):
+        made(trainer)
+        setattr(trainer, f"is_{kind}_enabled", True)
+
+    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", create)
+    with pytest.raises(ConfigurationError, match="FSDP and DeepSpeed shard parameters"):
+        make_trainer(make_recipe())
 
 
 def test_workers_and_the_size_of_evaluation_batches_are_those_asked_for(

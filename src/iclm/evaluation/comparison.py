@@ -7,11 +7,12 @@ Q. McNemar, "Note on the sampling error of the difference between correlated pro
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, t
+from scipy.stats import t
 
 from iclm.errors import ConfigurationError
 from iclm.evaluation.metrics import Accuracy
@@ -40,7 +41,9 @@ def difference_interval(first: Accuracy, second: Accuracy) -> tuple[float, float
     return d, low, high
 
 
-def paired_difference(first: np.ndarray, second: np.ndarray, groups: Sequence[Hashable]) -> tuple[float, float, float]:
+def paired_difference(
+    first: np.ndarray, second: np.ndarray, groups: Sequence[Hashable], comparisons: int = 1
+) -> tuple[float, float, float]:
     """Difference of the mean credits of the same questions answered twice, with its 95% interval over problems.
 
     With d_i the difference of a question and d their mean over n questions of G problems, the interval is Student's with
@@ -51,6 +54,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray, groups: Sequence[Ha
     Args:
         first, second: credit of each question, 0 to 1, [n], at least one.
         groups: problem of each.
+        comparisons: how many such differences are looked at, all of which the intervals are to hold together (Bonferroni).
 
     Returns:
         d, low and high.
@@ -65,30 +69,49 @@ def paired_difference(first: np.ndarray, second: np.ndarray, groups: Sequence[Ha
     if count == 1 or spread < 1e-12:
         sides = (Accuracy(round(float(np.sum(side))), n, n / count) for side in (first, second))
         return value, *difference_interval(*sides)[1:]
-    half = float(t.ppf(0.975, count - 1)) * math.sqrt(count / (count - 1) * spread) / n
+    half = float(t.ppf(1 - 0.025 / comparisons, count - 1)) * math.sqrt(count / (count - 1) * spread) / n
     # of few problems it is wider than any difference can be
     return value, max(-1.0, value - half), min(1.0, value + half)
 
 
-def mcnemar(before: np.ndarray, now: np.ndarray) -> dict[str, Any]:
+def mcnemar(before: np.ndarray, now: np.ndarray, groups: Sequence[Hashable] | None = None) -> dict[str, Any]:
     """A paired comparison of the same n questions answered twice.
 
     Under no change a question that is right only once is as likely to be lost as gained: the two-sided p-value is that of
-    a fair coin (the exact form of McNemar's test), 1 where no answer changed.
+    a fair coin (the exact form of McNemar's test), 1 where no answer changed. Questions of one problem change together: there
+    the coin is thrown for the problem, whose questions are lost and gained as they are or the other way round (the exact
+    sign-flip test over problems, which is McNemar's where each has one question).
 
     Args:
         before, now: whether each answer is right, bool [n].
+        groups: problem of each; None means one of its own.
 
     Returns:
         `n`, the accuracies `before` and `now` (None without a question), the counts `lost` and `gained`, and `p_value`.
     """
     lost, gained = int((before & ~now).sum()), int((~before & now).sum())
-    p_value = float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
+    net: Counter[Hashable] = Counter()
+    for group, change in zip(range(len(now)) if groups is None else groups, now.astype(int) - before, strict=True):
+        net[group] += int(change)
     return {
         "n": len(now),
         "before": float(before.mean()) if len(before) else None,
         "now": float(now.mean()) if len(now) else None,
         "lost": lost,
         "gained": gained,
-        "p_value": p_value,
+        "p_value": _sign_flip_p([change for change in net.values() if change]),
     }
+
+
+def _sign_flip_p(changes: Sequence[int]) -> float:
+    """How likely a sum at least as far from 0 is, if each change has either sign with equal probability; exact.
+
+    The distribution over -r..r, r the sum of their sizes, is built up one change at a time: O(len · r).
+    """
+    reach = sum(map(abs, changes))
+    chance = np.zeros(2 * reach + 1)
+    chance[reach] = 1.0
+    for change in changes:
+        chance = (np.roll(chance, change) + np.roll(chance, -change)) / 2
+    far = np.abs(np.arange(-reach, reach + 1)) >= abs(sum(changes))
+    return min(1.0, float(chance[far].sum()))

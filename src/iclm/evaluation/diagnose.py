@@ -27,7 +27,7 @@ import torch
 
 from iclm.data.collation import problems_of
 from iclm.errors import CheckpointError, ConfigurationError
-from iclm.evaluation.comparison import difference_interval, mcnemar
+from iclm.evaluation.comparison import difference_interval, mcnemar, paired_difference
 from iclm.evaluation.evaluate_run import domain_name
 from iclm.evaluation.independence import independence_report
 from iclm.evaluation.intervention import InterventionReport, module_effects, swap_matrix
@@ -128,10 +128,18 @@ def _gap(value: float, low: float, high: float) -> dict[str, float]:
 
 
 def overfitting_section(run: Run, iid: Side, ood: Side | None) -> Section:
-    """Accuracy of every module and of the base on both sides, and the gaps."""
-    rows = []
+    """Accuracy of every module and of the base on both sides, the gaps, and how far each module is ahead of the mixture.
+
+    `ahead` is of the same questions of the training distribution, and its intervals hold for all modules together.
+    """
+    rows, problems = [], problems_of(iid.examples)
+    alone = [name for name in run.model.config.module_names if name != "mixture"]
     for module in (*run.model.config.module_names, "base"):
         row: Section = {"module": module, "iid": iid.accuracy(module), "ood": None, "gap": None}
+        if module in alone:
+            row["ahead"] = _gap(
+                *paired_difference(iid.correct[module], iid.correct["mixture"], problems, comparisons=len(alone))
+            )
         if ood is not None:
             row["ood"] = ood.accuracy(module)
             row["gap"] = accuracy_gap(row["iid"], row["ood"])
@@ -144,13 +152,13 @@ def overfitting_section(run: Run, iid: Side, ood: Side | None) -> Section:
 
 
 def _compare(side: Side, module: str, reference: str, before: np.ndarray) -> list[Section]:
-    now, domains = side.correct[module], side.domains
+    now, domains, problems = side.correct[module], side.domains, np.array(problems_of(side.examples), dtype=object)
     names: list[str | None] = [None, *sorted(set(domains.tolist()))]
     rows = []
     for name in names:
         chosen = np.ones(len(domains), dtype=bool) if name is None else domains == name
         head = {"module": module, "reference": reference, "data": side.name, "domain": name}
-        rows.append({**head, **mcnemar(before[chosen], now[chosen])})
+        rows.append({**head, **mcnemar(before[chosen], now[chosen], problems[chosen].tolist())})
     return rows
 
 

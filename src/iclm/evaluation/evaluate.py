@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from iclm.data.collation import EncodedExample, answer_blanks, problems_of
 from iclm.errors import ConfigurationError
 from iclm.evaluation.independence import mutual_information_report
-from iclm.evaluation.independence.report import COMPONENTS, ENOUGH
+from iclm.evaluation.independence.report import COMPONENTS, too_few
 from iclm.evaluation.metrics import Accuracy, exact_match, majority_baseline, partial_match
 from iclm.evaluation.routing import routing_report
 from iclm.evaluation.scoring import Scores, require_domains, score
@@ -100,19 +100,23 @@ def routing_of(routes: np.ndarray, examples: Sequence[EncodedExample], num_codes
     return routing_report(routes, known, num_codes).to_dict()
 
 
-def dependence_of(states: dict[str, np.ndarray], domains: Sequence[int]) -> dict[str, Any]:
+def dependence_of(states: dict[str, np.ndarray], examples: Sequence[EncodedExample]) -> dict[str, Any]:
     """Mutual information of invariant and domain states at the answer, within each domain, as a JSON object.
 
     Within a domain, because both sides know the domain of their input; what is asked is whether they share more. The
-    estimator (k nearest neighbours on principal components) is not the one of the training loss.
+    estimator (k nearest neighbours on principal components) is not the one of the training loss. Domains of too few examples
+    or problems are left out.
     """
     invariant, domain = states["invariant"], states["domain"]
     found: dict[str, Any] = {}
-    numbers = np.asarray(domains)
-    for number in sorted(set(domains)):
+    numbers, problems = np.array([item.domain for item in examples]), np.array(problems_of(examples), dtype=object)
+    for number in sorted(set(numbers.tolist())):
         rows = np.flatnonzero(numbers == number)
-        if len(rows) >= ENOUGH:
-            found[str(number)] = mutual_information_report(invariant[rows], domain[rows], pca=COMPONENTS).to_dict()
+        groups = problems[rows]
+        if too_few(groups) is None:
+            found[str(number)] = mutual_information_report(
+                invariant[rows], domain[rows], pca=COMPONENTS, groups=groups
+            ).to_dict()
     return found
 
 
@@ -149,7 +153,7 @@ def evaluate(
     if len(scores.routes) and (scores.routes >= 0).all():
         figures["routes"] = scores.routes
     if dependence and "invariant" in scores.states:
-        figures["dependence"] = dependence_of(scores.states, [item.domain for item in examples])
+        figures["dependence"] = dependence_of(scores.states, examples)
     if states and "invariant" in scores.states:
         figures["states"] = scores.states
     return evaluate_choices(scores, examples), figures

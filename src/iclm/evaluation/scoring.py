@@ -365,7 +365,10 @@ def _score_batch(
     anywhere = torch.zeros(len(items), dtype=torch.long, device=device)
     given = None
     if not request.asked and model.router is not None:
-        given = request.destination(request.mixtures[0], domains, anywhere) if request.mixtures else anywhere
+        if request.mixtures:
+            given = request.destination(request.mixtures[0], domains, anywhere)
+        elif request.every:
+            given = anywhere
     encoded = model.encode(
         ids,
         batch["attention_mask"].to(device),

@@ -26,7 +26,7 @@ from iclm.evaluation.metrics import Accuracy
 from iclm.evaluation.runs import FINISHED, Run, load_run
 from iclm.evaluation.scoring import Scores, score
 from iclm.model import ICLMForCausalLM
-from iclm.recipe import DataSource, load_recipe
+from iclm.recipe import DataSection, DataSource, load_recipe
 
 STAGE = Path("stages") / "invariant"  # where a two-stage training leaves the end of its first stage
 
@@ -75,16 +75,29 @@ def acre_regime(source: DataSource) -> tuple[str, bool] | None:
     return regime, changes and split != "train"
 
 
+def _recipe_data(folder: Path) -> DataSection:
+    """What the recipe of a run says of its data; raises `ConfigurationError`."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise ConfigurationError(f"{folder} holds no recipe.yaml to take validation sources from; pass --data FILE")
+    return load_recipe(path).data
+
+
+def validation_sources(folder: Path) -> list[DataSource]:
+    """The validation sources of a run's recipe; raises `ConfigurationError` where there are none, or it cannot be read."""
+    found = _recipe_data(folder).validation
+    if not found:
+        raise ConfigurationError(f"{folder / 'recipe.yaml'}: the recipe names no validation sources; pass --data FILE")
+    return list(found)
+
+
 def recipe_sources(folder: Path) -> tuple[list[DataSource], list[DataSource]]:
     """The validation sources of a run's recipe: those of the training distribution, and the others.
 
     Raises:
         ConfigurationError: none of them is of the training distribution, or the recipe cannot be read.
     """
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        raise ConfigurationError(f"{folder} holds no recipe.yaml to take validation sources from; pass --data FILE")
-    data = load_recipe(path).data
+    data = _recipe_data(folder)
     shifted = [is_shifted(source, data.train) for source in data.validation]
     iid = [source for source, far in zip(data.validation, shifted, strict=True) if not far]
     if not iid:
@@ -93,7 +106,7 @@ def recipe_sources(folder: Path) -> tuple[list[DataSource], list[DataSource]]:
             if data.validation
             else "the recipe names no validation sources"
         )
-        raise ConfigurationError(f"{path}: {what}; pass --data FILE of the training distribution")
+        raise ConfigurationError(f"{folder / 'recipe.yaml'}: {what}; pass --data FILE of the training distribution")
     return iid, [source for source, far in zip(data.validation, shifted, strict=True) if far]
 
 

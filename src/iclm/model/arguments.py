@@ -71,11 +71,23 @@ def past_of(past_key_values: Any) -> int:
     return past_key_values.get_seq_length()
 
 
+def check_route(module: str, number: int | None, route: Any) -> None:
+    """Raise `ConfigurationError` for a route that is given beside a single module, which is its number and no route's to choose."""
+    if number is not None and route is not None:
+        raise ConfigurationError(
+            f"route is given, but {module!r} of this model is one module, which needs none; leave it out"
+        )
+
+
 def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past: int) -> torch.Tensor:
     """The mask of real tokens, long [batch, past + tokens]: 1 where the given one is not 0, and everywhere without one.
 
-    Raises `ConfigurationError` for a mask of another shape.
+    Raises `ConfigurationError` for ids that are no batch of sequences, and for a mask of another shape.
     """
+    if input_ids.dim() != 2 or 0 in input_ids.shape:
+        raise ConfigurationError(
+            f"input_ids is {list(input_ids.shape)}; it must be [batch, tokens], with a token at least"
+        )
     batch, tokens = input_ids.shape
     mask = input_ids.new_ones(batch, past + tokens) if attention_mask is None else (attention_mask != 0).long()
     if mask.shape != (batch, past + tokens):

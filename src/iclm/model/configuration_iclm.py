@@ -82,7 +82,7 @@ class ICLMConfig(PreTrainedConfig):
         mix: how the weight of the invariant side is learned: "fixed" at one half, "gate" (one scalar), and for
             "mix" also "low_rank" (plus a residual of rank `mix_rank` that starts at zero).
         router_weight, mi_weight, invariant_weight, domain_weight: weights of the loss terms beside the language-modelling
-            loss of the mixture. The first two are the paper's; its 0.1 for the others let each module learn little of its own
+            loss of the mixture. That of the router trains nothing where codes are no parameters (vq, kmeans). The first two are the paper's; its 0.1 for the others let each module learn little of its own
             (docs/results.md).
         mi_loss: "plugin" (the paper's), "club", "infonce", "hsic" or "cross_correlation"; see `iclm.model.independence`.
         mi_detach_domain: the loss moves the invariant module only.

@@ -26,6 +26,14 @@ class RoutedGenerationMixin(GenerationMixin):
             route = route.repeat_interleave(expand_size, dim=0)
         return ids, expanded if route is None else {**expanded, "route": route}
 
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in transformers; a base with a cache of its own kind, which knows no rows, goes without one."""
+        if not self.base._supports_default_dynamic_cache():  # type: ignore[attr-defined]
+            generation_config.use_cache = model_kwargs["use_cache"] = False
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False

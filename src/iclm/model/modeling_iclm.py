@@ -29,6 +29,7 @@ from iclm.model.backbone import Head, anatomy, check_head, freeze, highest_split
 from iclm.model.cache import ICLMCache
 from iclm.model.compiling import compile_layers
 from iclm.model.configuration_iclm import ICLMConfig, check_settings
+from iclm.model.fidelity import check_fresh
 from iclm.model.generation import RoutedGenerationMixin
 from iclm.model.independence import build_independence
 from iclm.model.losses import before_labels, five_term_loss
@@ -133,7 +134,7 @@ class ICLMForCausalLM(KeepsBase, PreTrainedModel, RoutingMixin, RoutedGeneration
             settings: fields of `ICLMConfig`.
 
         Raises:
-            BackboneError: a base that cannot be found, read or adapted.
+            BackboneError: a base that cannot be found, read or adapted, or whose own logits the ICLM does not give.
             ConfigurationError: a setting out of its range, or one that there is not.
         """
         check_settings(settings)
@@ -149,7 +150,7 @@ class ICLMForCausalLM(KeepsBase, PreTrainedModel, RoutingMixin, RoutedGeneration
         else:
             name = getattr(base.config, "_name_or_path", "") or ""
             config.base.setdefault("name", place_of(name) if name else "")
-        return cls(config, base)
+        return check_fresh(cls(config, base))
 
     @classmethod
     def from_pretrained(
@@ -350,6 +351,7 @@ class ICLMForCausalLM(KeepsBase, PreTrainedModel, RoutingMixin, RoutedGeneration
         decision: list[Route | None] = [None]
         owner = packing.owner if packing is not None else torch.arange(batch, device=input_ids.device)
         number = None if every_module else self.module_number(module)
+        arguments.check_route(module, number, route)
         if past_key_values is not None:
             past_key_values.check(number, route, every_module=every_module)
 

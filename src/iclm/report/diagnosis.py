@@ -37,8 +37,7 @@ class Thresholds:
     """Where a figure stops being healthy, and where it is a failure."""
 
     significant: float = 0.05
-    """A p-value below it is not chance. (That of dependence takes examples as independent: questions of one problem are not, and
-    make it too small.)"""
+    """A p-value below it is not chance."""
     routed: float = 0.9
     """Routing accuracy from which the domains count as found."""
     entangled: float = 0.9
@@ -161,7 +160,7 @@ def _dependence(found: dict[str, Any], figure: str) -> Verdict:
     if found["identical"]["estimate"] <= found["ksg"]["permuted_mean"]:
         return _missing("independence", figure, "the states do not vary enough to measure their dependence")
     value = found["hsic"]["statistic"]
-    p_value = min(found["ksg"]["p_value"], found["hsic"]["p_value"])
+    p_value = 2 * min(found["ksg"]["p_value"], found["hsic"]["p_value"])  # of two tests (Bonferroni)
     head = ("independence", figure, value, 0.0)
     if value >= LIMITS.entangled:
         words = "both modules say nearly the same; raise mi_weight, or try another mi_loss"
@@ -169,8 +168,6 @@ def _dependence(found: dict[str, Any], figure: str) -> Verdict:
     if p_value >= LIMITS.significant:
         return Verdict(*head, HEALTHY, "no dependence can be told from that of shuffled pairs")
     words = "dependent; how strongly, this figure cannot tell where states have many dimensions (it shrinks with them)"
-    if found.get("groups", found["n"]) < found["n"]:
-        words += ", and questions of one problem can look dependent where the modules are not"
     return Verdict(*head, DOUBTFUL, f"{words}; a larger mi_weight or another mi_loss may part them")
 
 
@@ -207,9 +204,22 @@ def _overfitting(section: dict[str, Any]) -> Iterator[Verdict]:
         HEALTHY if learned else DOUBTFUL,
         words,
     )
+    ahead = [row for row in section["modules"] if "ahead" in row]
+    if ahead:
+        yield _best_alone(max(ahead, key=lambda row: row["ahead"]["value"]))
     for module in ("mixture", "invariant"):
         if module in rows:
             yield _gap(section, rows[module], rows["base"], learned)
+
+
+def _best_alone(row: dict[str, Any]) -> Verdict:
+    """Whether the mixture is worth its modules: none of them should answer more alone."""
+    found = row["ahead"]
+    head = ("overfitting", f"best module alone ({row['module']}) minus the mixture", found["value"], 0.0)
+    if found["low"] > 0.0:
+        words = f"{row['module']} alone answers more than the mixture; use it alone, or try another aggregator"
+        return Verdict(*head, DOUBTFUL, words)
+    return Verdict(*head, HEALTHY, "no module alone is told to answer more than the mixture")
 
 
 def _gap(section: dict[str, Any], row: dict[str, Any], base: dict[str, Any], learned: bool) -> Verdict:

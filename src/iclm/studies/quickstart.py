@@ -205,5 +205,5 @@ def _figures(scored: list[Any], columns: dict[Column, list[EncodedExample]], num
     states = {side: np.concatenate([scores.states[side] for scores in scored]) for side in ("invariant", "domain")}
     return {
         "routing": routing_of(routes, examples, num_domains),
-        "dependence": dependence_of(states, [item.domain for item in examples]),
+        "dependence": dependence_of(states, examples),
     }

@@ -91,7 +91,7 @@ class ICLMTrainer(Trainer):
         kwargs: passed on to the Trainer.
 
     Raises:
-        ConfigurationError: label smoothing or a loss of one's own is asked for.
+        ConfigurationError: label smoothing or a loss of one's own is asked for, or FSDP or DeepSpeed, which shard parameters.
     """
 
     model: ICLMForCausalLM
@@ -137,6 +137,11 @@ class ICLMTrainer(Trainer):
             data_collator=functools.partial(collate, pad=pad),  # type: ignore[arg-type]
             **kwargs,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigurationError(
+                "FSDP and DeepSpeed shard parameters, and would mix the gradients of modules that processes use differently; start "
+                "one whole copy a process with torchrun (DistributedDataParallel)"
+            )
         self.add_callback(_CompleteLog)
 
     def batches(

@@ -7,13 +7,21 @@ Gendron et al., arXiv 2402.02636, report this figure as "partial correlation" of
 out in it.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from iclm.errors import ConfigurationError
-from iclm.evaluation.independence.samples import check_pair, check_permutations, permutation_p, standardise, varying
+from iclm.evaluation.independence.samples import (
+    Shuffles,
+    check_pair,
+    check_permutations,
+    permutation_p,
+    standardise,
+    varying,
+)
 
 
 @dataclass(frozen=True)
@@ -42,19 +50,22 @@ class CorrelationReport:
         return asdict(self)
 
 
-def correlation_report(x: Any, y: Any, *, permutations: int = 200, seed: int = 0) -> CorrelationReport:
+def correlation_report(
+    x: Any, y: Any, *, groups: Sequence[Any] | np.ndarray | None = None, permutations: int = 200, seed: int = 0
+) -> CorrelationReport:
     """Correlation of equal dimensions, which the paper calls partial correlation.
 
     - Bias: upwards, as |r| is never negative: independent pairs give about 0.8 / sqrt(n), see `permuted_mean`. The largest
       |r| grows with the number of dimensions too.
     - Useful range: any n from some tens on. It is blind to all but linear dependence of *equal* dimensions: states that
       are one another's rotation, or y = x², pass as independent. A high figure shows dependence, a low one shows nothing.
-    - Rows are taken as independent of each other (one a text); the p-value is too small for rows that are not.
+    - Rows are taken as independent of each other (one a text), or groups of them (`groups`).
     - Cost: O(n · d) a permutation.
 
     Args:
         x: samples of the first variable, [n, d] (or [n]).
         y: samples of the second variable, of the same shape; row i paired with row i of x.
+        groups: as for `hsic_test`.
         permutations: number of shuffles, at least 1.
         seed: seed of the shuffles.
 
@@ -72,8 +83,8 @@ def correlation_report(x: Any, y: Any, *, permutations: int = 200, seed: int = 0
     left, right = standardise(left[:, both]), standardise(right[:, both])
     found = _absolute(left, right)
     statistic = float(found.sum() / dims)
-    rng = np.random.default_rng(seed)
-    permuted = np.array([_absolute(left, right[rng.permutation(n)]).sum() / dims for _ in range(permutations)])
+    rng, shuffles = np.random.default_rng(seed), Shuffles(n, groups)
+    permuted = np.array([_absolute(left, right[shuffles.draw(rng)]).sum() / dims for _ in range(permutations)])
     return CorrelationReport(
         mean=statistic,
         maximum=float(found.max(initial=0.0)),

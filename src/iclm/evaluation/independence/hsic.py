@@ -16,6 +16,7 @@ dimensions. HSIC is 0 if and only if x and y are independent, of any form of dep
     G. Székely, M. Rizzo, "Partial distance correlation with methods for dissimilarities", Ann. Stat. 42, 2014 (U-centring).
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
 from iclm.errors import ConfigurationError
-from iclm.evaluation.independence.samples import check_pair, check_permutations, permutation_p, standardise
+from iclm.evaluation.independence.samples import Shuffles, check_pair, check_permutations, permutation_p, standardise
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class HSICReport:
         return asdict(self)
 
 
-def hsic_test(x: Any, y: Any, *, permutations: int = 200, seed: int = 0) -> HSICReport:
+def hsic_test(
+    x: Any, y: Any, *, groups: Sequence[Any] | np.ndarray | None = None, permutations: int = 200, seed: int = 0
+) -> HSICReport:
     """Test of independence by the normalised Hilbert-Schmidt criterion with Gaussian kernels.
 
     Every dimension is brought to unit variance; σ is the median distance of different rows (their mean distance where
@@ -58,13 +61,15 @@ def hsic_test(x: Any, y: Any, *, permutations: int = 200, seed: int = 0) -> HSIC
     - Useful range: as a test, some tens of pairs and up to some tens of dimensions. As a figure it compares pairs of the
       same dimensions only: it is no mutual information, and dependence of given nats gives less of it in more dimensions,
       where all distances become alike.
-    - Rows are taken as independent of each other (one a text); the p-value is too small for rows that are not.
+    - Rows are taken as independent of each other (one a text), or groups of them (`groups`).
     - Cost: O(n² (d + permutations)) time, n² memory: seconds for n = 1,000. A permutation reorders the kernel, which is
       computed once.
 
     Args:
         x: samples of the first variable, [n, d1] (or [n]).
         y: samples of the second variable, [n, d2] (or [n]), row i paired with row i of x.
+        groups: group of each row, [n], where rows of one (the questions of a problem) are not independent: they are shuffled
+            together.
         permutations: number of shuffles, at least 1.
         seed: seed of the shuffles.
 
@@ -81,10 +86,10 @@ def hsic_test(x: Any, y: Any, *, permutations: int = 200, seed: int = 0) -> HSIC
         raise ConfigurationError(f"n={n} pairs: HSIC needs at least 4")
     first, second = _unit_kernel(left), _unit_kernel(right)
     statistic = float(np.vdot(first, second))
-    rng = np.random.default_rng(seed)
+    rng, shuffles = np.random.default_rng(seed), Shuffles(n, groups)
     permuted = np.empty(permutations)
     for number in range(permutations):
-        order = rng.permutation(n)
+        order = shuffles.draw(rng)
         permuted[number] = np.vdot(first, second[order][:, order])
     return HSICReport(
         statistic=min(1.0, statistic),

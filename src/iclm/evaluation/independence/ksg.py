@@ -13,6 +13,7 @@ If x and y are independent the bands hold many points that the square does not, 
     A. Kraskov, H. Stögbauer, P. Grassberger, "Estimating mutual information", Phys. Rev. E 69, 066138, 2004 (eq. 8).
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from scipy.special import digamma
 
 from iclm.errors import ConfigurationError
 from iclm.evaluation.independence.samples import (
+    Shuffles,
     check_pair,
     check_permutations,
     permutation_p,
@@ -97,17 +99,25 @@ def ksg_mutual_information(x: Any, y: Any, *, k: int = 3, pca: int | None = None
 
 
 def mutual_information_report(
-    x: Any, y: Any, *, k: int = 3, pca: int | None = None, permutations: int = 20, seed: int = 0
+    x: Any,
+    y: Any,
+    *,
+    k: int = 3,
+    pca: int | None = None,
+    groups: Sequence[Any] | np.ndarray | None = None,
+    permutations: int = 20,
+    seed: int = 0,
 ) -> MutualInformationReport:
     """KSG mutual information together with its figure under independence.
 
     KSG is biased in several dimensions, so 0 is not where independent states of the same kind land. The rows of y are
     shuffled against those of x `permutations` times, which keeps each side as it is and cuts their tie; scaling, PCA
     and jitter are done once, before. The smallest p-value possible is 1 / (1 + permutations); it takes rows that are
-    independent of each other (one a text), and is too small for rows that are not.
+    independent of each other (one a text), or groups of them (`groups`).
 
     Args:
         x, y, k, pca: as for `ksg_mutual_information`.
+        groups: as for `hsic_test`.
         permutations: number of shuffles, at least 1; the cost is that of 1 + permutations estimates.
         seed: seed of the jitter and the shuffles.
 
@@ -117,8 +127,8 @@ def mutual_information_report(
     check_permutations(permutations)
     left, right = _prepare_pair(x, y, k=k, pca=pca, seed=seed)
     estimate = _ksg(left, right, k)
-    rng = np.random.default_rng([seed, 1])
-    permuted = np.array([_ksg(left, right[rng.permutation(len(right))], k) for _ in range(permutations)])
+    rng, shuffles = np.random.default_rng([seed, 1]), Shuffles(len(left), groups)
+    permuted = np.array([_ksg(left, right[shuffles.draw(rng)], k) for _ in range(permutations)])
     return MutualInformationReport(
         estimate=estimate,
         permuted_mean=float(permuted.mean()),

@@ -3,8 +3,12 @@
 A permutation test asks how often the rows of y, shuffled against those of x, look at least as dependent as the pairs
 given: p = (1 + as high) / (1 + permutations). It is exact where rows are independent of each other, whatever the bias of
 the estimate (B. Phipson, G. Smyth, "Permutation p-values should never be zero", Stat. Appl. Genet. Mol. Biol. 9, 2010).
+Where groups of rows are not (the questions of one problem), groups are shuffled as a whole, each against one of as many rows:
+then it is exact where the groups are independent of each other and of one kind.
 """
 
+import math
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +48,44 @@ def check_permutations(permutations: int) -> None:
     """Raise `ConfigurationError` unless there is at least 1 permutation."""
     if permutations < 1:
         raise ConfigurationError(f"permutations={permutations}: the baseline needs at least 1, for example 20")
+
+
+class Shuffles:
+    """Orders of n rows for a permutation test, which keep the groups of rows that belong together.
+
+    A group of a size that no other has stays where it is, which makes the test more careful than it needs to be.
+
+    Attributes:
+        distinct: how many different orders there are, counted up to 20 groups of a size. Few of them leave no small p-value, one
+            leaves 1.0.
+    """
+
+    def __init__(self, n: int, groups: Sequence[Hashable] | np.ndarray | None = None) -> None:
+        """Prepare for n rows.
+
+        Args:
+            groups: the group of each row, [n]; None means that each is one of its own.
+
+        Raises:
+            ConfigurationError: groups that are not n.
+        """
+        numbers = np.arange(n) if groups is None else np.asarray(groups)
+        if numbers.shape != (n,):
+            raise ConfigurationError(f"groups of shape {list(numbers.shape)} for {n} examples: give one for each")
+        sizes: dict[int, list[np.ndarray]] = {}
+        _, index = np.unique(numbers, return_inverse=True)
+        for rows in np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1]) if n else ():
+            sizes.setdefault(len(rows), []).append(rows)
+        self.n = n
+        self.blocks = [np.stack(rows) for rows in sizes.values()]
+        self.distinct = math.prod(math.factorial(min(len(block), 20)) for block in self.blocks)
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """A random order [n]: every group takes the place of one of as many rows, row for row."""
+        order = np.arange(self.n)
+        for block in self.blocks:
+            order[block] = block[rng.permutation(len(block))]
+        return order
 
 
 def varying(samples: np.ndarray) -> np.ndarray:
