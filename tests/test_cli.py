@@ -288,10 +288,11 @@ def test_training_with_validation_reports_it(iclm, workplace):
 
 
 def test_without_files_a_run_is_evaluated_on_the_validation_sources_of_its_recipe(iclm, workplace):
-    validation = "data.validation=[{file: IID_val_text.jsonl, domain: text}]"
+    validation = "data.validation=[{file: IID_val_text.jsonl, domain: text, limit: 8}]"
     trained = iclm("train", "recipe.yaml", validation, "method=lora", "--out", "other", "--json").json["validation"]
     assert iclm("evaluate", "other", "--module", "all", "--json").json["data"] == trained["data"]
-    assert iclm("evaluate", "other", "--limit", 3, "--json").json["data"][0]["n"] == 3
+    asked = [iclm("evaluate", "other", "--limit", limit, "--json").json["data"][0]["n"] for limit in (3, 100)]
+    assert asked == [3, 8], "never more than the recipe asks"
     assert (
         "--format is for files; name them with --data FILE" in iclm("evaluate", "other", "--format", "text").refused()
     )

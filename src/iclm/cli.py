@@ -174,9 +174,9 @@ def evaluate(
     Example: iclm evaluate runs/acre --data IID_val_text.jsonl --data IID_val_symbolic.jsonl --module all
     """
     quiet_libraries()
-    from iclm.evaluation.evaluate_run import evaluate_run, evaluation_sources
+    from iclm.evaluation.evaluate_run import evaluate_run
     from iclm.evaluation.runs import load_run
-    from iclm.evaluation.sides import validation_sources
+    from iclm.evaluation.sides import sources_for
     from iclm.report.tables import dependence_lines, evaluation_table, independence_table, routing_lines
 
     loaded = load_run(run, base=base, quantization=quantization)
@@ -186,14 +186,7 @@ def evaluate(
     if max_new_tokens is not None and not generate:
         raise ConfigurationError("--max-new-tokens is for --generate, which is not given; leave it out, or give both")
     options = {"format": format, "objects": objects, "limit": limit, "columns": columns, "score": score}
-    given = [name for name, on in (("format", format), ("strict", strict), ("columns", columns)) if on]
-    given += ["score"] if score != "sum" else []
-    if given and not data:
-        raise ConfigurationError(f"--{given[0]} is for files; name them with --data FILE, or leave it out")
-    sources = evaluation_sources(data or (), loaded, ask=ask, **options)
-    sources = sources or [
-        s if limit is None else s.model_copy(update={"limit": limit}) for s in validation_sources(run)
-    ]
+    sources = sources_for(data or (), loaded, ask=ask, **options)
     with progress_bars() as bars:
         report = evaluate_run(
             loaded,

@@ -18,13 +18,18 @@ from iclm.evaluation.scoring import Scores, score
 @pytest.fixture(scope="module")
 def items(tiny_tokenizer):
     """24 examples of two domains."""
+    return encoded(tiny_tokenizer, 3)
+
+
+def encoded(tokenizer, problems):
+    """Four questions of each of so many problems in each of two domains."""
     domains = {"symbolic": 0, "text": 1}
     examples = []
     for form in domains:
-        for problem in generate("IID", "train", 3, seed=4):
+        for problem in generate("IID", "train", problems, seed=4):
             for example in acre_examples(problem, form):
                 examples.append(type(example)(**{**fields_of(example), "domain": form}))
-    return encode(examples, tiny_tokenizer, domains=domains)
+    return encode(examples, tokenizer, domains=domains)
 
 
 def fields_of(example):
@@ -94,10 +99,12 @@ def test_true_domains_are_not_reported_as_the_routers_choice(model, items):
     assert "routes" not in told or told["routes"].tolist() == asked["routes"].tolist()
 
 
-def test_dependence_is_measured_within_each_domain(model, items):
-    _, figures = evaluate(model, items, ALL, pad=0, dependence=True)
+def test_dependence_is_measured_within_each_domain_that_has_problems_enough(model, items, tiny_tokenizer):
+    _, figures = evaluate(model, encoded(tiny_tokenizer, 5), ALL, pad=0, dependence=True)
     assert set(figures["dependence"]) == {"0", "1"}
     json.dumps(figures["dependence"])
+    few = evaluate(model, items, ALL, pad=0, dependence=True)[1]["dependence"]
+    assert all(found["n"] == 12 and "12 examples of 3 problem(s)" in found["skipped"] for found in few.values())
     _, single = evaluate(model, items, ("invariant",), pad=0, dependence=True)
     assert "dependence" not in single
 

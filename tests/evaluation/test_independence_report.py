@@ -23,7 +23,7 @@ def test_it_holds_every_measure_within_each_domain_and_the_leakage_over_all():
     x, y, domains = states(80), states(80, seed=1), np.repeat([3, -1], 40)
     report = json.loads(json.dumps(independence_report(x, y, domains.tolist()), allow_nan=False))
     assert set(report) == {"3", "-1", "leakage"}
-    measures = {"n", "groups", "ksg", "identical", "cka", "cka_permuted_mean", "hsic", "correlation"}
+    measures = {"n", "groups", "shuffled", "ksg", "identical", "cka", "cka_permuted_mean", "hsic", "correlation"}
     assert set(report["3"]) == set(report["-1"]) == measures
     assert (report["3"]["n"], report["3"]["groups"], report["leakage"]["n"]) == (40, 40, 80)
     assert report["3"]["ksg"] == mutual_information_report(x[:40], y[:40], pca=4, permutations=99).to_dict()
@@ -149,5 +149,5 @@ def test_orders_keep_groups_and_give_each_the_place_of_one_of_as_many():
     orders = {tuple(shuffles.draw(rng).tolist()) for _ in range(30)}
     assert orders == {tuple(range(8)), (1, 0, 4, 3, 2, 5, 6, 7)}
     assert Shuffles(4).distinct == 24 and Shuffles(0).draw(rng).shape == (0,)
-    with pytest.raises(ConfigurationError, match=r"groups of shape .3. for 4 examples"):
+    with pytest.raises(ConfigurationError, match="3 groups for 4 examples"):
         Shuffles(4, [0, 0, 1])

@@ -209,31 +209,73 @@ def test_a_base_that_reads_the_weights_of_a_linear_layer_says_so():
     assert model(input_ids=prompts(), route=ROUTE).logits.isfinite().all()
 
 
-def test_a_base_that_cannot_be_run_in_rows_is_refused_when_the_model_is_made():
+def test_a_base_that_cannot_be_run_in_rows_is_refused_when_the_model_is_made_and_stays_as_it_was():
     config = transformers.GPTBigCodeConfig(n_embd=32, n_layer=2, n_head=4, **TOKENS)
-    with pytest.raises(BackboneError, match="GPTBigCodeForCausalLM cannot be run as an ICLM runs its base"):
-        ICLMForCausalLM.from_base(transformers.AutoModelForCausalLM.from_config(config), num_domains=2)
+    base = transformers.AutoModelForCausalLM.from_config(config).eval()
+    names, own = [name for name, _ in base.named_modules()], base(input_ids=prompts()).logits
+    for _ in range(2):
+        with pytest.raises(
+            BackboneError, match=r"GPTBigCodeForCausalLM with attn_implementation=.* cannot be run as an ICLM"
+        ):
+            ICLMForCausalLM.from_base(base, num_domains=2)
+        assert [name for name, _ in base.named_modules()] == names
+        assert base(input_ids=prompts()).logits.equal(own)
 
 
-def test_a_base_that_computes_another_function_in_rows_is_refused():
+@pytest.mark.parametrize(("size", "refused"), [(0.0, False), (0.003, False), (0.03, True)])
+def test_a_base_that_computes_another_function_in_rows_is_refused(size, refused):
     base = base_of("OPTConfig")
     own = base.forward
 
     def forward(attention_mask=None, **given):
         logits = own(attention_mask=attention_mask, **given).logits
-        # adds to padded sequences what no part of it says
-        return SimpleNamespace(logits=logits if attention_mask is None else logits + torch.linspace(0, 9, 96))
+        # adds to sequences with a mask what no part of it says: a share of the spread of the logits
+        added = size * logits.std() * torch.linspace(-1, 1, 96) * 3**0.5
+        return SimpleNamespace(logits=logits if attention_mask is None else logits + added)
 
     base.forward = forward
+    if not refused:
+        ICLMForCausalLM.from_base(base, num_domains=2)
+        return
     with pytest.raises(BackboneError, match="OPTForCausalLM gives other logits as an ICLM runs it"):
         ICLMForCausalLM.from_base(base, num_domains=2)
 
 
-def test_a_base_with_a_cache_of_its_own_kind_generates_without_one():
-    config = transformers.MiniMaxConfig(num_local_experts=2, head_dim=8, **USUAL)
+def test_a_base_whose_logits_are_not_finite_is_refused():
+    base = base_of("OPTConfig")
+    with torch.no_grad():
+        base.get_output_embeddings().weight.fill_(float("inf"))
+    with pytest.raises(BackboneError, match=r"not finite|changes its logits"):
+        ICLMForCausalLM.from_base(base, num_domains=2)
+
+
+CACHES = {
+    "MiniMaxConfig": {**USUAL, "num_local_experts": 2, "head_dim": 8},
+    "MambaConfig": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, **TOKENS},
+    "FalconMambaConfig": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, **TOKENS},
+}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_base_that_cannot_use_the_cache_generates_without_one(name):
     torch.manual_seed(0)
+    config = getattr(transformers, name)(**CACHES[name])
     base = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     base.generation_config.eos_token_id = None
     wanted = base.generate(prompts(), max_new_tokens=4, do_sample=False)
-    model = ICLMForCausalLM.from_base(base, num_domains=2, router="oracle").eval()
-    assert model.generate(prompts(), domain_ids=ROUTE, max_new_tokens=4, do_sample=False).equal(wanted)
+    targets = "attention" if "MiniMax" in name else ["in_proj", "x_proj", "out_proj"]
+    model = ICLMForCausalLM.from_base(base, num_domains=2, router="oracle", target_modules=targets).eval()
+    options = {"domain_ids": ROUTE, "max_new_tokens": 4, "do_sample": False}
+    assert model.generate(prompts(), **options).equal(wanted)
+    assert model.generate(prompts(), num_beams=2, **options).shape == wanted.shape
+    with pytest.raises(ConfigurationError, match="cannot use an ICLM's cache"):
+        model(input_ids=prompts(), route=ROUTE, use_cache=True)
+
+
+def test_a_recurrent_base_in_bfloat16_has_float32_states_between_its_layers():
+    base = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(**CACHES["MambaConfig"]))
+    base = base.to(torch.bfloat16).eval()
+    model = ICLMForCausalLM.from_base(base, num_domains=2, router="oracle", target_modules=["in_proj", "out_proj"])
+    labels = prompts().masked_fill(torch.arange(14) < 11, -100)
+    model.train()(input_ids=prompts(), labels=labels, route=ROUTE).loss.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "lora_B.1" in n)

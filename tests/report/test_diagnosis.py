@@ -136,6 +136,15 @@ def test_the_smaller_of_two_p_values_is_doubled(healthy, p_value, verdict):
     assert judged(healthy, "independence", "kind_of_text_1").verdict == verdict
 
 
+def test_a_dependence_of_an_earlier_version_says_that_questions_of_one_problem_may_feign_it(healthy):
+    found = healthy["independence"]["by_domain"]["kind_of_text_1"]
+    found["hsic"] |= {"statistic": 0.05, "p_value": 0.01}
+    found["groups"] = found["n"] // 4
+    for shuffled, feigned in (({}, True), ({"shuffled": "groups"}, False)):
+        found |= shuffled
+        assert ("questions of one problem" in judged(healthy, "independence", "kind_of_text_1").words) == feigned
+
+
 def test_states_that_do_not_vary_or_are_too_few_are_not_judged(healthy):
     domains = healthy["independence"]["by_domain"]
     domains["kind_of_text_0"]["identical"]["estimate"] = 0.0
@@ -212,6 +221,10 @@ def test_a_module_that_answers_more_alone_than_the_mixture_is_a_warning(healthy)
     rows[2]["ahead"] = {"value": 0.06, "low": 0.01, "high": 0.11}
     found = judged(healthy, "overfitting", "minus the mixture")
     assert found.verdict == DOUBTFUL and "domain_0" in found.figure and "alone answers more" in found.words
+    rows[1]["ahead"] = {"value": 0.07, "low": -0.01, "high": 0.15}
+    assert "domain_0" in judged(healthy, "overfitting", "minus the mixture").figure, (
+        "not the largest, but told from nothing"
+    )
     for row in rows:
         row.pop("ahead", None)
     assert not any("minus the mixture" in v.figure for v in verdicts(healthy)), "a diagnosis of an earlier version"

@@ -128,6 +128,11 @@ def test_dependence_names_the_domains():
     assert "symbolic: 0.50 nats" in one and "text: 0.25 nats" in two and "n = 50" in one
 
 
+def test_dependence_that_was_not_measured_says_why():
+    (skipped,) = dependence_lines({"0": {"n": 8, "skipped": "8 examples: too few"}}, ["symbolic", "text"])
+    assert skipped.endswith("symbolic: not measured (8 examples: too few)")
+
+
 def test_dependence_of_an_unknown_domain_is_not_given_the_name_of_another():
     (line,) = dependence_lines({"-1": found(0.5)}, ["symbolic", "text"])
     assert "text" not in line and "symbolic" not in line

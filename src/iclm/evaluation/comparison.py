@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import binomtest, t
 
 from iclm.errors import ConfigurationError
 from iclm.evaluation.metrics import Accuracy
@@ -54,7 +54,8 @@ def paired_difference(
     Args:
         first, second: credit of each question, 0 to 1, [n], at least one.
         groups: problem of each.
-        comparisons: how many such differences are looked at, all of which the intervals are to hold together (Bonferroni).
+        comparisons: how many such differences are looked at, all of which the intervals are to hold together (Bonferroni; not
+            where nothing varies or all is one problem).
 
     Returns:
         d, low and high.
@@ -108,6 +109,9 @@ def _sign_flip_p(changes: Sequence[int]) -> float:
 
     The distribution over -r..r, r the sum of their sizes, is built up one change at a time: O(len · r).
     """
+    if all(abs(change) == 1 for change in changes):
+        up = sum(change > 0 for change in changes)
+        return float(binomtest(up, len(changes), 0.5).pvalue) if changes else 1.0
     reach = sum(map(abs, changes))
     chance = np.zeros(2 * reach + 1)
     chance[reach] = 1.0

@@ -104,19 +104,20 @@ def dependence_of(states: dict[str, np.ndarray], examples: Sequence[EncodedExamp
     """Mutual information of invariant and domain states at the answer, within each domain, as a JSON object.
 
     Within a domain, because both sides know the domain of their input; what is asked is whether they share more. The
-    estimator (k nearest neighbours on principal components) is not the one of the training loss. Domains of too few examples
-    or problems are left out.
+    estimator (k nearest neighbours on principal components) is not the one of the training loss. A domain of too few examples
+    or problems has `n` and, under `skipped`, the reason.
     """
     invariant, domain = states["invariant"], states["domain"]
     found: dict[str, Any] = {}
     numbers, problems = np.array([item.domain for item in examples]), np.array(problems_of(examples), dtype=object)
     for number in sorted(set(numbers.tolist())):
         rows = np.flatnonzero(numbers == number)
-        groups = problems[rows]
-        if too_few(groups) is None:
-            found[str(number)] = mutual_information_report(
-                invariant[rows], domain[rows], pca=COMPONENTS, groups=groups
-            ).to_dict()
+        reason = too_few(problems[rows])
+        if reason is not None:
+            found[str(number)] = {"n": len(rows), "skipped": reason}
+            continue
+        sides = (invariant[rows], domain[rows])
+        found[str(number)] = mutual_information_report(*sides, pca=COMPONENTS, groups=problems[rows]).to_dict()
     return found
 
 

@@ -21,7 +21,7 @@ from iclm.data.acre.regimes import infer_regime
 from iclm.data.collation import EncodedExample, problems_of
 from iclm.data.loading import distribution, source_name
 from iclm.errors import ConfigurationError
-from iclm.evaluation.evaluate_run import domain_name, read_for
+from iclm.evaluation.evaluate_run import domain_name, evaluation_sources, read_for
 from iclm.evaluation.metrics import Accuracy
 from iclm.evaluation.runs import FINISHED, Run, load_run
 from iclm.evaluation.scoring import Scores, score
@@ -29,6 +29,8 @@ from iclm.model import ICLMForCausalLM
 from iclm.recipe import DataSection, DataSource, load_recipe
 
 STAGE = Path("stages") / "invariant"  # where a two-stage training leaves the end of its first stage
+
+RECIPE = "recipe.yaml"  # of a run folder
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -77,18 +79,38 @@ def acre_regime(source: DataSource) -> tuple[str, bool] | None:
 
 def _recipe_data(folder: Path) -> DataSection:
     """What the recipe of a run says of its data; raises `ConfigurationError`."""
-    path = folder / "recipe.yaml"
+    path = folder / RECIPE
     if not path.is_file():
         raise ConfigurationError(f"{folder} holds no recipe.yaml to take validation sources from; pass --data FILE")
     return load_recipe(path).data
 
 
-def validation_sources(folder: Path) -> list[DataSource]:
-    """The validation sources of a run's recipe; raises `ConfigurationError` where there are none, or it cannot be read."""
-    found = _recipe_data(folder).validation
-    if not found:
-        raise ConfigurationError(f"{folder / 'recipe.yaml'}: the recipe names no validation sources; pass --data FILE")
-    return list(found)
+def sources_for(arguments: Sequence[str], run: Run, *, limit: int | None = None, **options: Any) -> list[DataSource]:
+    """What a run is evaluated on: the files that `--data` arguments name, else the validation sources of its recipe.
+
+    Args:
+        limit: examples of each source, at most.
+        options: as of `evaluation_sources`.
+
+    Raises:
+        ConfigurationError: there is neither, or an option of files without one.
+        DataError: a file that cannot be read.
+    """
+    found = evaluation_sources(arguments, run, limit=limit, **options)
+    if found:
+        return found
+    for name, option in (
+        ("format", "--format"),
+        ("objects", "--strict"),
+        ("columns", "--columns"),
+        ("score", "--score"),
+    ):
+        if options.get(name) not in (None, "official", "sum"):
+            raise ConfigurationError(f"{option} is for files; name them with --data FILE, or leave it out")
+    known = _recipe_data(run.folder).validation
+    if not known:
+        raise ConfigurationError(f"{run.folder / RECIPE}: the recipe names no validation sources; pass --data FILE")
+    return [s if limit is None else s.model_copy(update={"limit": min(limit, s.limit or limit)}) for s in known]
 
 
 def recipe_sources(folder: Path) -> tuple[list[DataSource], list[DataSource]]:
@@ -106,7 +128,7 @@ def recipe_sources(folder: Path) -> tuple[list[DataSource], list[DataSource]]:
             if data.validation
             else "the recipe names no validation sources"
         )
-        raise ConfigurationError(f"{folder / 'recipe.yaml'}: {what}; pass --data FILE of the training distribution")
+        raise ConfigurationError(f"{folder / RECIPE}: {what}; pass --data FILE of the training distribution")
     return iid, [source for source, far in zip(data.validation, shifted, strict=True) if far]
 
 

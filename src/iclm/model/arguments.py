@@ -10,7 +10,7 @@ import torch
 
 from iclm.errors import ConfigurationError
 from iclm.model.backbone import resolve_dtype
-from iclm.model.cache import ICLMCache
+from iclm.model.cache import ICLMCache, can_cache
 
 _FORWARD = {
     "inputs_embeds": "an ICLM takes token ids: give input_ids",
@@ -133,6 +133,18 @@ def check_arguments(
             "position_ids are not those of the attention mask (without one: of tokens that follow the cache), which an ICLM goes by; "
             "several examples in one sequence need branch_ids, for each has a route of its own"
         )
+
+
+def wants_cache(asked: bool | None, base: Any, training: bool) -> bool:
+    """Whether to keep a cache: as asked for, else not while training, nor with a base that cannot use an ICLM's cache.
+
+    Raises `ConfigurationError` where one is asked for and such a base cannot.
+    """
+    if asked is None:
+        return not training and can_cache(base)
+    if asked and not can_cache(base):
+        raise ConfigurationError(f"use_cache=True, but {type(base).__name__} cannot use an ICLM's cache; leave it out")
+    return asked
 
 
 def cache_of_recomputed(past_key_values: ICLMCache | None) -> bool:

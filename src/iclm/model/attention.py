@@ -158,3 +158,9 @@ def use_fast_attention(base: PreTrainedModel) -> None:
     """Let a base that uses transformers' "sdpa" attention use this one; any other choice is left alone."""
     if base.config._attn_implementation == "sdpa" and base._can_set_attn_implementation():
         base.set_attn_implementation(NAME)
+
+
+def use_sdpa(base: PreTrainedModel) -> None:
+    """Undo `use_fast_attention`."""
+    if base.config._attn_implementation == NAME:
+        base.set_attn_implementation("sdpa")

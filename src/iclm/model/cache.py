@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from iclm.errors import ConfigurationError
 from iclm.model.plan import ActivationPlan, Route
@@ -95,3 +95,14 @@ class ICLMCache(DynamicCache):
             self.route = self.route.select(examples)
         if self.plan is not None:
             self.plan = self.plan.select(examples)
+
+
+def can_cache(base: PreTrainedModel) -> bool:
+    """Whether a base works with an `ICLMCache`: not one with a cache of its own kind (MiniMax), or of recurrent layers alone (Mamba)."""
+    if not base._supports_default_dynamic_cache():
+        return False
+    try:
+        ICLMCache(base.config, 0).get_seq_length()
+    except ValueError:  # no layer has keys, by which tokens are counted
+        return False
+    return True

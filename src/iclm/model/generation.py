@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import GenerationMixin
 
+from iclm.model.cache import can_cache
 from iclm.model.plan import Route
 
 
@@ -29,8 +30,8 @@ class RoutedGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers; a base with a cache of its own kind, which knows no rows, goes without one."""
-        if not self.base._supports_default_dynamic_cache():  # type: ignore[attr-defined]
+        """As in transformers; a base that cannot use an ICLM's cache goes without one."""
+        if not can_cache(self.base):  # type: ignore[attr-defined]
             generation_config.use_cache = model_kwargs["use_cache"] = False
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 

@@ -334,7 +334,7 @@ class ICLMForCausalLM(KeepsBase, PreTrainedModel, RoutingMixin, RoutedGeneration
             domain_ids: true domain of each example [examples], for the oracle router.
             router_features: what the router decides on [examples, hidden], as the method of that name gives it, computed
                 before; a router above the split then costs no pass of its own. None means that it is read here.
-            route: domain modules [examples] or [examples, active] instead of the router's decision.
+            route: domain modules [examples] or [examples, active] instead of the router's decision; of the mixture only.
             module: "mixture", or one module alone.
             every_module: a row for each of the M modules of every example, and the route beside it.
             past_key_values, use_cache: the cache of earlier tokens, and whether to keep one.
@@ -435,8 +435,7 @@ class ICLMForCausalLM(KeepsBase, PreTrainedModel, RoutingMixin, RoutedGeneration
         if labels is not None and prompt_mask is None and not decided:
             prompt_mask = before_labels(labels, branch_ids, attention_mask)
         packing = None if branch_ids is None else Packing.of(branch_ids)
-        if use_cache is None:
-            use_cache = not self.training and bool(self.base._supports_default_dynamic_cache())
+        use_cache = arguments.wants_cache(use_cache, self.base, self.training)
         if labels is None and num_items_in_batch is not None and self.router is not None:
             arguments.warn_of_missing_labels()
         if packing is not None and labels is None:

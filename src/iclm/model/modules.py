@@ -204,7 +204,9 @@ class LoRABank(nn.Module):
         output = self.base(x)
         if self.chosen is None:
             return output
-        a, b = self.chosen
+        a, b = (
+            weight.to(x.dtype) for weight in self.chosen
+        )  # a layer may keep its states in another dtype than it computes in
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         if a.dim() == 3:
@@ -213,7 +215,7 @@ class LoRABank(nn.Module):
             return torch.baddbmm(whole, added, b.transpose(1, 2), alpha=self.scale).view(output.shape)
         low = F.linear(x, a)
         if self.gate is not None:
-            low = self._by_row(low, len(self.gate)) * self.gate
+            low = self._by_row(low, len(self.gate)) * self.gate.to(low.dtype)
         flat = torch.addmm(output.flatten(0, -2), low.flatten(0, -2), b.T, alpha=self.scale)
         return flat.view_as(output)
 
@@ -349,3 +351,13 @@ def adapt(layers: nn.ModuleList, config: ICLMConfig, runtime: Runtime) -> None:
                 setattr(layer.get_submodule(parent), leaf, bank)
         if adapted or index == config.feature_layer:
             layers[index] = AdaptedLayer(layers[index], runtime, adapted=adapted, routes=index == config.feature_layer)
+
+
+def release(base: nn.Module) -> None:
+    """Take module banks and wrappers out of a base again, in place: it is as it was before `adapt`."""
+    for parent in list(base.modules()):
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, AdaptedLayer):
+                parent._modules[name] = child.layer
+            elif isinstance(child, LoRABank):
+                parent._modules[name] = child.base

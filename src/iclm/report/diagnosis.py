@@ -168,6 +168,10 @@ def _dependence(found: dict[str, Any], figure: str) -> Verdict:
     if p_value >= LIMITS.significant:
         return Verdict(*head, HEALTHY, "no dependence can be told from that of shuffled pairs")
     words = "dependent; how strongly, this figure cannot tell where states have many dimensions (it shrinks with them)"
+    if (
+        found.get("shuffled") != "groups" and found.get("groups", found["n"]) < found["n"]
+    ):  # a diagnosis of an earlier version
+        words += ", and questions of one problem can look dependent where the modules are not"
     return Verdict(*head, DOUBTFUL, f"{words}; a larger mi_weight or another mi_loss may part them")
 
 
@@ -206,7 +210,7 @@ def _overfitting(section: dict[str, Any]) -> Iterator[Verdict]:
     )
     ahead = [row for row in section["modules"] if "ahead" in row]
     if ahead:
-        yield _best_alone(max(ahead, key=lambda row: row["ahead"]["value"]))
+        yield _best_alone(max(ahead, key=lambda row: (row["ahead"]["low"] > 0.0, row["ahead"]["value"])))
     for module in ("mixture", "invariant"):
         if module in rows:
             yield _gap(section, rows[module], rows["base"], learned)

@@ -60,10 +60,12 @@ def dependence_lines(dependence: dict[str, Any], domains: list[str]) -> list[str
     lines = []
     for number, found in sorted(dependence.items(), key=lambda item: int(item[0])):
         name = domains[int(number)] if 0 <= int(number) < len(domains) else "unknown domain"
-        lines.append(
-            f"mutual information of invariant and domain states, {name}: {found['estimate']:.2f} nats "
-            f"(shuffled pairs {found['permuted_mean']:.2f} ± {found['permuted_sd']:.2f}, n = {found['n']})"
-        )
+        what = f"mutual information of invariant and domain states, {name}"
+        if "skipped" in found:
+            lines.append(f"{what}: not measured ({found['skipped']})")
+            continue
+        shuffled = f"shuffled pairs {found['permuted_mean']:.2f} ± {found['permuted_sd']:.2f}, n = {found['n']}"
+        lines.append(f"{what}: {found['estimate']:.2f} nats ({shuffled})")
     return lines
 
 

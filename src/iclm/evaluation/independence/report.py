@@ -10,7 +10,6 @@ dependent however independent they are otherwise.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from iclm.errors import ConfigurationError
 from iclm.evaluation.independence.cka import linear_cka
 from iclm.evaluation.independence.correlation import correlation_report
 from iclm.evaluation.independence.hsic import hsic_test
-from iclm.evaluation.independence.ksg import mutual_information_report
+from iclm.evaluation.independence.ksg import ksg_mutual_information, mutual_information_report
 from iclm.evaluation.independence.leakage import domain_leakage
 from iclm.evaluation.independence.samples import Shuffles, check_pair
 
@@ -50,7 +49,7 @@ def independence_report(
         seed: of every shuffle.
 
     Returns:
-        Under the number of each domain, as a string: `n`, `groups`, and either `skipped` with the reason or `ksg` and
+        Under the number of each domain, as a string: `n`, `groups`, and either `skipped` with the reason or `shuffled` (groups, as here), `ksg` and
         `identical` (on 4 principal components a side; `identical` of the invariant states with themselves), `cka` and
         `cka_permuted_mean`, `hsic`, `correlation`. Under "leakage": the probe's figures over all domains that have enough
         examples in more than one group, or `n` and `skipped`.
@@ -90,10 +89,12 @@ def _within(left: np.ndarray, right: np.ndarray, units: np.ndarray, seed: int) -
     shuffles = Shuffles(len(left), units)
     rng = np.random.default_rng([seed, 2])
     shuffled = [linear_cka(left, right[shuffles.draw(rng)]) for _ in range(CKA_SHUFFLES)]
-    ksg = partial(mutual_information_report, left, pca=COMPONENTS, seed=seed)
     return {
-        "ksg": ksg(right, groups=units, permutations=KSG_SHUFFLES).to_dict(),
-        "identical": ksg(left, permutations=1).to_dict(),
+        "shuffled": "groups",
+        "ksg": mutual_information_report(
+            left, right, pca=COMPONENTS, groups=units, permutations=KSG_SHUFFLES, seed=seed
+        ).to_dict(),
+        "identical": {"estimate": ksg_mutual_information(left, left, pca=COMPONENTS, seed=seed)},
         "cka": linear_cka(left, right),
         "cka_permuted_mean": float(np.mean(shuffled)),
         "hsic": hsic_test(left, right, groups=units, seed=seed).to_dict(),

@@ -4,7 +4,8 @@ A permutation test asks how often the rows of y, shuffled against those of x, lo
 given: p = (1 + as high) / (1 + permutations). It is exact where rows are independent of each other, whatever the bias of
 the estimate (B. Phipson, G. Smyth, "Permutation p-values should never be zero", Stat. Appl. Genet. Mol. Biol. 9, 2010).
 Where groups of rows are not (the questions of one problem), groups are shuffled as a whole, each against one of as many rows:
-then it is exact where the groups are independent of each other and of one kind.
+then it is exact where the groups are independent of each other and of one kind. What both sides owe to the place of a row in its group
+(the first question is always of one kind) is kept by such a shuffle, and does not count as dependence.
 """
 
 import math
@@ -69,15 +70,16 @@ class Shuffles:
         Raises:
             ConfigurationError: groups that are not n.
         """
-        numbers = np.arange(n) if groups is None else np.asarray(groups)
-        if numbers.shape != (n,):
-            raise ConfigurationError(f"groups of shape {list(numbers.shape)} for {n} examples: give one for each")
-        sizes: dict[int, list[np.ndarray]] = {}
-        _, index = np.unique(numbers, return_inverse=True)
-        for rows in np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1]) if n else ():
+        if groups is not None and len(groups) != n:
+            raise ConfigurationError(f"{len(groups)} groups for {n} examples: give one for each")
+        members: dict[Hashable, list[int]] = {}
+        for row, group in enumerate(range(n) if groups is None else groups):
+            members.setdefault(group, []).append(row)
+        sizes: dict[int, list[list[int]]] = {}
+        for rows in members.values():
             sizes.setdefault(len(rows), []).append(rows)
         self.n = n
-        self.blocks = [np.stack(rows) for rows in sizes.values()]
+        self.blocks = [np.array(rows) for rows in sizes.values()]
         self.distinct = math.prod(math.factorial(min(len(block), 20)) for block in self.blocks)
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
