@@ -185,8 +185,8 @@ def evaluate(
         raise ConfigurationError("--score is for choices; leave it out with --generate")
     if max_new_tokens is not None and not generate:
         raise ConfigurationError("--max-new-tokens is for --generate, which is not given; leave it out, or give both")
-    options = {"format": format, "objects": objects, "limit": limit, "columns": columns, "score": score}
-    sources = sources_for(data or (), loaded, ask=ask, **options)
+    options = {"format": format, "objects": objects, "columns": columns, "score": score}
+    sources = sources_for(data or (), loaded, limit=limit, ask=ask, **options)
     with progress_bars() as bars:
         report = evaluate_run(
             loaded,

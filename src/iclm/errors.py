@@ -23,3 +23,8 @@ class BackboneError(ICLMError, ValueError):
 
 class CheckpointError(ICLMError, ValueError):
     """A run folder that is missing, damaged, or made from another base model."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, in a line: the first of its message, or its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

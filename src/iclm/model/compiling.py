@@ -12,6 +12,7 @@ import warnings
 import torch
 from torch import nn
 
+from iclm.errors import first_line
 from iclm.model.backbone import cache_folder
 from iclm.model.modules import AdaptedLayer
 
@@ -26,7 +27,7 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(nothing, dynamic=True)(torch.ones(3, device=device))
     except Exception as error:  # no compiler, a Python that it does not know, a device without a backend, ...
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         warnings.warn(f"torch.compile does not work here, so layers run uncompiled: {reason}", stacklevel=3)
         return False
     return True

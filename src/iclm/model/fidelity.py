@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from iclm.errors import BackboneError, ICLMError
+from iclm.errors import BackboneError, ICLMError, first_line
 from iclm.model.attention import use_sdpa
 from iclm.model.backbone import anatomy
 from iclm.model.modules import release
@@ -52,7 +52,7 @@ def _compare(model: ICLMForCausalLM) -> None:
     except (ICLMError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         use_sdpa(base)  # by whose name it is known
         how = f"{name} with attn_implementation={base.config._attn_implementation!r}"
         raise BackboneError(f"{how} cannot be run as an ICLM runs its base, in rows of layers: {reason}") from error

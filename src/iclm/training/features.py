@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from iclm.data.collation import Pack, collate
 from iclm.data.files import atomic_write_bytes
-from iclm.errors import ConfigurationError
+from iclm.errors import ConfigurationError, first_line
 from iclm.model import ICLMForCausalLM
 from iclm.model.backbone import cache_folder
 from iclm.model.router import LearnedRouter
@@ -163,7 +163,7 @@ def _read(path: Path, key: str, shape: tuple[int, int]) -> torch.Tensor | None:
         if said.get("sha256") != _digest(features) or not bool(torch.isfinite(features).all()):
             raise ValueError("its values are not those that were written")
     except Exception as error:  # whatever a damaged file makes the reader raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         _warn(f"{path} is damaged: {reason}; the router's features are computed and written anew")
         return None
     return features

@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from iclm.errors import BackboneError, ConfigurationError
+from iclm.errors import BackboneError, ConfigurationError, first_line
 from iclm.model.backbone import PACKAGED, anatomy, highest_split, locate_base, require_decoder
 from iclm.model.modules import targets_by_layer
 
@@ -64,7 +64,7 @@ def _read(base: str) -> PreTrainedConfig:
     except BackboneError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigurationError(f"base {base!r} holds no configuration that transformers reads: {reason}") from error
 
 
