@@ -210,6 +210,56 @@ def test_what_rounding_does_to_an_accuracy_is_what_was_found():
     assert f"{said}, and {one['correct_float32']} exactly" in text
 
 
+def by_seed(path):
+    """Accuracy on ACRE by method, seed and whether it is out of distribution, of the mixture of LoRA and the ICLM."""
+    counts = {}
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        wanted = row["module"] == "mixture" and row["train_set"] == "acre" and row["split"] == "test"
+        if wanted and row["method"] in ("lora", "iclm"):
+            found = counts.setdefault((row["method"], row["seed"], row["shifted"]), [0, 0])
+            found[0] += row["correct"]
+            found[1] += row["n"]
+    return {key: correct / n for key, (correct, n) in counts.items()}
+
+
+def test_what_the_same_seed_twice_differs_by_is_what_was_found():
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    before = by_seed(ROOT / "results" / "rounding" / "acre-bfloat16.jsonl")
+    now = by_seed(ROOT / "results" / "study" / "results.jsonl")
+    moved = {key: now[key] - before[key] for key in before}
+    assert len(moved) == 20 == len(now)
+    calm = [
+        (m, seed)
+        for m in ("lora", "iclm")
+        for seed in range(5)
+        if max(abs(moved[m, seed, far]) for far in (0, 1)) <= 0.011
+    ]
+    assert len(calm) == 7 and "Seven of them came out within .011 of what they had been" in text
+
+    def said(value):
+        return f"{abs(value):.3f}".removeprefix("0")
+
+    assert f"LoRA's seed 4 rose by {said(moved['lora', 4, False])} in distribution" in text
+    fell = [said(moved["iclm", seed, False]) for seed in (2, 3)]
+    assert (
+        f"seeds 2 and 3 fell by {fell[0]} and {fell[1]} (seed 3 by {said(moved['iclm', 3, True])} out of it, too)"
+        in text
+    )
+    ahead = {
+        name: [sum(found["iclm", s, far] - found["lora", s, far] for s in range(5)) / 5 for far in (False, True)]
+        for name, found in (("before", before), ("now", now))
+    }
+    then, after = ([said(value) for value in ahead[name]] for name in ("before", "now"))
+    both = [said((one + two) / 2) for one, two in zip(*ahead.values(), strict=True)]
+    assert (
+        f"was {then[0]} ahead of LoRA in and {then[1]} out of distribution then, and is {after[0]} and {after[1]} ahead now"
+        in text
+    )
+    assert f"over both sets it is {both[0]} and {both[1]}" in text
+    leads = [sum(now["iclm", s, far] > now["lora", s, far] for s in range(5)) for far in (False, True)]
+    assert leads == [3, 3] and "three seeds of five have it ahead" in text
+
+
 def test_what_the_text_says_of_ablations_is_what_was_found():
     text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
     results = ROOT / "results" / "study" / "results.jsonl"
