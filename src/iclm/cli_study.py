@@ -125,7 +125,8 @@ def report(
 ) -> None:
     """Collect the results of studies, compare the methods, and write tables and plots.
 
-    STUDIES are folders of `iclm study`, or one that this command wrote: tables can be made from that alone.
+    STUDIES are folders of `iclm study`, or one that this command wrote: tables can be made from that alone. A job that several have counts once, as a
+    report has it, else as the first folder.
 
     Example: iclm study report runs/study --out results/study --write docs/results.md
     """

@@ -1,6 +1,7 @@
 """Finished jobs collected from studies, and from the files that a report leaves."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,22 @@ def test_parts_of_a_study_are_taken_together(study, tmp_path):
     assert {job.name for job in both.jobs} == set(jobs) - {"quiz/iclm/seed-1"}
     assert both.not_run == {"quiz/iclm/seed-1": "not run"}
     assert len(both.jobs) == len({job.name for job in both.jobs})
+
+
+def test_a_job_that_several_have_counts_once_as_a_report_has_it_else_as_the_first(study, tmp_path):
+    out, jobs = study
+    report, other = tmp_path / "report", tmp_path / "other"
+    report.mkdir()
+    for name, text in collect([out]).files().items():
+        (report / name).write_text(text)
+    shutil.copytree(out, other)
+    finish(jobs["quiz/lora/seed-0"], other, correct=7)
+
+    def correct(*folders):
+        (job,) = (job for job in collect(folders).jobs if job.name == "quiz/lora/seed-0")
+        return job.rows[0]["correct"]
+
+    assert (correct(out, other), correct(other, out), correct(other, report)) == (0, 7, 0)
 
 
 def test_two_studies_whose_jobs_share_a_name_are_not_mixed(study, tmp_path):

@@ -127,7 +127,7 @@ def _without_exclusion(questions: Sequence[Mapping[str, str]]) -> list[dict[str,
 
 
 def collect(folders: Iterable[Path]) -> Collected:
-    """The finished jobs of some studies; a job found twice counts once.
+    """The finished jobs of some studies; a job found twice counts once, as a report has it, else as the first folder.
 
     What counts is the grid as STUDY/study.yaml has it: a job that was done with other settings is left out.
 
