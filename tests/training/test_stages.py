@@ -23,7 +23,8 @@ def seen(monkeypatch):
 
     def record(self, input_ids, *args, module="mixture", **kwargs):
         output = original(self, input_ids, *args, module=module, **kwargs)
-        found.append((input_ids.tolist(), module, set(output.terms)))
+        if output.terms is not None:  # not the look at a fresh model before the first step
+            found.append((input_ids.tolist(), module, set(output.terms)))
         return output
 
     monkeypatch.setattr(ICLMForCausalLM, "forward", record)
