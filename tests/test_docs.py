@@ -120,7 +120,7 @@ def test_the_table_of_panels_by_their_figures_is_what_the_study_found():
 
 def test_the_table_of_diagnoses_is_what_they_found():
     folder = ROOT / "results" / "diagnosis"
-    reports = [json.loads((folder / f"acre-iclm-seed-{seed}.json").read_text()) for seed in (0, 1, 2, 4)]
+    reports = [json.loads((folder / f"acre-iclm-seed-{seed}.json").read_text()) for seed in (0, 1, 2)]
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     block = text.partition("<!-- results: results/diagnosis -->\n")[2].partition("<!-- /results -->")[0]
     shown = [cells(line)[1:] for line in block.splitlines()[2:]]
