@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from iclm.data.collation import problems_of
 from iclm.errors import CheckpointError, ConfigurationError
 from iclm.evaluation.comparison import difference_interval, mcnemar, paired_difference
 from iclm.evaluation.evaluate_run import domain_name
@@ -86,12 +85,11 @@ def independence_section(run: Run, side: Side) -> Section:
         missing = "domain modules" if run.model.config.num_domains == 0 else "invariant module"
         return not_measured(f"not applicable: the model has no {missing}")
     numbers = run.numbers_with(side.domains.tolist())
-    groups = problems_of(side.examples)
     report = independence_report(
         side.scores.states["invariant"],
         side.scores.states["domain"],
         [numbers[name] for name in side.domains.tolist()],
-        groups=groups,
+        groups=side.problems,
     )
     names = {str(number): name for name, number in numbers.items()}
     measures = {names[key]: value for key, value in report.items() if key in names}
@@ -132,13 +130,15 @@ def overfitting_section(run: Run, iid: Side, ood: Side | None) -> Section:
 
     `ahead` is of the same questions of the training distribution, and its intervals hold for all modules together.
     """
-    rows, problems = [], problems_of(iid.examples)
+    rows = []
     alone = [name for name in run.model.config.module_names if name != "mixture"]
     for module in (*run.model.config.module_names, "base"):
         row: Section = {"module": module, "iid": iid.accuracy(module), "ood": None, "gap": None}
         if module in alone:
             row["ahead"] = _gap(
-                *paired_difference(iid.correct[module], iid.correct["mixture"], problems, comparisons=len(alone))
+                *paired_difference(
+                    iid.correct[module], iid.correct["mixture"], iid.problems.tolist(), comparisons=len(alone)
+                )
             )
         if ood is not None:
             row["ood"] = ood.accuracy(module)
@@ -152,13 +152,13 @@ def overfitting_section(run: Run, iid: Side, ood: Side | None) -> Section:
 
 
 def _compare(side: Side, module: str, reference: str, before: np.ndarray) -> list[Section]:
-    now, domains, problems = side.correct[module], side.domains, np.array(problems_of(side.examples), dtype=object)
+    now, domains = side.correct[module], side.domains
     names: list[str | None] = [None, *sorted(set(domains.tolist()))]
     rows = []
     for name in names:
         chosen = np.ones(len(domains), dtype=bool) if name is None else domains == name
         head = {"module": module, "reference": reference, "data": side.name, "domain": name}
-        rows.append({**head, **mcnemar(before[chosen], now[chosen], problems[chosen].tolist())})
+        rows.append({**head, **mcnemar(before[chosen], now[chosen], side.problems[chosen].tolist())})
     return rows
 
 

@@ -16,6 +16,7 @@ from iclm.model.checkpoint import read_json
 from iclm.model.configuration_iclm import default_name
 
 FINISHED = "run.json"  # written last, so a folder that holds it is whole
+RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)

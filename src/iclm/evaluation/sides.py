@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,12 @@ from iclm.data.loading import distribution, source_name
 from iclm.errors import ConfigurationError
 from iclm.evaluation.evaluate_run import domain_name, evaluation_sources, read_for
 from iclm.evaluation.metrics import Accuracy
-from iclm.evaluation.runs import FINISHED, Run, load_run
+from iclm.evaluation.runs import FINISHED, RECIPE, Run, load_run
 from iclm.evaluation.scoring import Scores, score
 from iclm.model import ICLMForCausalLM
 from iclm.recipe import DataSection, DataSource, load_recipe
 
 STAGE = Path("stages") / "invariant"  # where a two-stage training leaves the end of its first stage
-
-RECIPE = "recipe.yaml"  # of a run folder
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -177,6 +176,11 @@ class Side:
     scores: Scores
     correct: dict[str, np.ndarray]
 
+    @cached_property
+    def problems(self) -> np.ndarray:
+        """A key of the problem of each example, [n]."""
+        return np.array(problems_of(self.examples), dtype=object)
+
     @property
     def domains(self) -> np.ndarray:
         """Name of the true domain of each example, [n]."""
@@ -185,7 +189,7 @@ class Side:
     def accuracy(self, module: str) -> dict[str, Any]:
         """Accuracy over all examples and by domain."""
         right, domains = self.correct[module], self.domains
-        groups = np.array(problems_of(self.examples), dtype=object)
+        groups = self.problems
 
         def of(chosen: np.ndarray) -> dict[str, Any]:
             return Accuracy.of(right[chosen].tolist(), groups[chosen].tolist()).to_dict()

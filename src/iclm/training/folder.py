@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 
 from iclm.data.files import atomic_write, check_folder_place, check_own, remove_own
 from iclm.errors import CheckpointError, ConfigurationError
-from iclm.evaluation.runs import FINISHED
+from iclm.evaluation.runs import FINISHED, RECIPE
 from iclm.model.checkpoint import PART, WEIGHTS, read_json
 from iclm.recipe import Recipe, dump_recipe, parse_recipe
 from iclm.training.processes import wait_for_all
@@ -39,7 +39,6 @@ from iclm.training.trainer import checkpoint_step
 
 CHECKPOINTS = "checkpoints"
 STAGES = "stages"
-RECIPE = "recipe.yaml"
 LOG = "log.jsonl"
 LOG_BEFORE_REMOVAL = "log_before_removal.jsonl"  # its figures by module have numbers that modules had then
 CLOCK = "seconds.json"  # in a checkpoint, its last file: how long the training had taken, and in how many processes

@@ -30,7 +30,12 @@ ORDERS = 100  # different shuffles, below which no p-value says anything
 
 
 def independence_report(
-    invariant: Any, domain: Any, domains: Sequence[int], *, groups: Sequence[Any] | None = None, seed: int = 0
+    invariant: Any,
+    domain: Any,
+    domains: Sequence[int],
+    *,
+    groups: Sequence[Any] | np.ndarray | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Dependence of invariant and domain states within each domain, and what the former tell of the domain.
 
