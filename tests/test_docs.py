@@ -8,6 +8,7 @@ import pytest
 
 from iclm.data import raven
 from iclm.recipe import DataSource
+from iclm.report.study_cells import signed
 from iclm.studies.study.rows import from_bits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,7 +201,7 @@ def of_method(path, method):
 
 
 def test_what_rounding_does_to_an_accuracy_is_what_was_found():
-    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    text = " ".join((ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
     rounded = accuracy(of_method(ROOT / "results" / "rounding" / "acre-base-bfloat16.jsonl", "base"))
     exact = accuracy(of_method(ROOT / "results" / "study" / "results.jsonl", "base"))
     assert f"rounded it had {rounded[0]} in and {rounded[1]} out of distribution" in text
@@ -210,12 +211,12 @@ def test_what_rounding_does_to_an_accuracy_is_what_was_found():
     assert f"{said}, and {one['correct_float32']} exactly" in text
 
 
-def by_seed(path):
-    """Accuracy on ACRE by method, seed and whether it is out of distribution, of the mixture of LoRA and the ICLM."""
+def by_seed(path, methods=("lora", "iclm")):
+    """Accuracy on ACRE by method, seed and whether it is out of distribution, of the mixture of some methods; None means all."""
     counts = {}
     for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         wanted = row["module"] == "mixture" and row["train_set"] == "acre" and row["split"] == "test"
-        if wanted and row["method"] in ("lora", "iclm"):
+        if wanted and (methods is None or row["method"] in methods):
             found = counts.setdefault((row["method"], row["seed"], row["shifted"]), [0, 0])
             found[0] += row["correct"]
             found[1] += row["n"]
@@ -223,41 +224,56 @@ def by_seed(path):
 
 
 def test_what_the_same_seed_twice_differs_by_is_what_was_found():
-    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
-    before = by_seed(ROOT / "results" / "rounding" / "acre-bfloat16.jsonl")
-    now = by_seed(ROOT / "results" / "study" / "results.jsonl")
-    moved = {key: now[key] - before[key] for key in before}
-    assert len(moved) == 20 == len(now)
-    calm = [
-        (m, seed)
-        for m in ("lora", "iclm")
-        for seed in range(5)
-        if max(abs(moved[m, seed, far]) for far in (0, 1)) <= 0.011
+    methods = ("lora", "iclm")
+    before = by_seed(ROOT / "results" / "rounding" / "acre-bfloat16.jsonl", methods)
+    now = by_seed(ROOT / "results" / "study" / "results.jsonl", methods)
+    assert before.keys() == now.keys() and len(now) == 2 * 5 * len(methods)
+    moved = {key: abs(now[key] - before[key]) for key in now}
+
+    def mean(found, method, far):
+        return sum(found[method, seed, far] for seed in range(5)) / 5
+
+    rows = [
+        [
+            method,
+            *(f"{mean(found, method, far):.3f}" for found in (before, now) for far in (False, True)),
+            *(f"{max(moved[method, seed, far] for seed in range(5)):.3f}" for far in (False, True)),
+        ]
+        for method in methods
     ]
-    assert len(calm) == 7 and "Seven of them came out within .011 of what they had been" in text
-
-    def said(value):
-        return f"{abs(value):.3f}".removeprefix("0")
-
-    assert f"LoRA's seed 4 rose by {said(moved['lora', 4, False])} in distribution" in text
-    fell = [said(moved["iclm", seed, False]) for seed in (2, 3)]
+    assert block_of("results/rounding/acre-bfloat16.jsonl", "study.md") == rows
+    text = " ".join((ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
+    calm = sum(max(moved[m, seed, far] for far in (False, True)) <= 0.011 for m in methods for seed in range(5))
+    assert f"{calm} of the {5 * len(methods)} trainings came out within .011 of what they had been" in text
+    ahead = [
+        f"{mean(found, 'iclm', far) - mean(found, 'lora', far):.3f}".removeprefix("0")
+        for found in (before, now)
+        for far in (False, True)
+    ]
     assert (
-        f"seeds 2 and 3 fell by {fell[0]} and {fell[1]} (seed 3 by {said(moved['iclm', 3, True])} out of it, too)"
+        "the ICLM was {} ahead of LoRA in and {} out of distribution then, and is {} and {} ahead now".format(*ahead)
         in text
     )
-    ahead = {
-        name: [sum(found["iclm", s, far] - found["lora", s, far] for s in range(5)) / 5 for far in (False, True)]
-        for name, found in (("before", before), ("now", now))
-    }
-    then, after = ([said(value) for value in ahead[name]] for name in ("before", "now"))
-    both = [said((one + two) / 2) for one, two in zip(*ahead.values(), strict=True)]
-    assert (
-        f"was {then[0]} ahead of LoRA in and {then[1]} out of distribution then, and is {after[0]} and {after[1]} ahead now"
-        in text
-    )
-    assert f"over both sets it is {both[0]} and {both[1]}" in text
-    leads = [sum(now["iclm", s, far] > now["lora", s, far] for s in range(5)) for far in (False, True)]
-    assert leads == [3, 3] and "three seeds of five have it ahead" in text
+
+
+def block_of(name, page="results.md"):
+    """The rows of the table after `<!-- results: name -->` on a page of docs/."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    block = text.partition(f"<!-- results: {name} -->\n")[2].partition("<!-- /results -->")[0]
+    return [cells(line) for line in block.splitlines()[2:]]
+
+
+def test_the_table_of_ablations_is_what_was_found():
+    now = by_seed(ROOT / "results" / "study" / "results.jsonl", None)
+    rows = []
+    for method in ("iclm-random", "iclm-no-invariant", "iclm-no-domain", "iclm-concat", "iclm-half"):
+        pairs = [(now[method, 0, far], [now["iclm", seed, far] for seed in range(5)]) for far in (False, True)]
+        behind = [seeds[0] - one for one, seeds in pairs] + [sum(seeds) / 5 - one for one, seeds in pairs]
+        below = [one < min(seeds) for one, seeds in pairs]
+        assert below[0] == below[1]
+        rows.append([method, *(f"{abs(round(value, 3)):.3f}" for value in behind), "in and out" if below[0] else "no"])
+        assert min(behind) > -0.0005
+    assert block_of("results/study/results.jsonl, ablations") == rows
 
 
 def test_what_the_text_says_of_ablations_is_what_was_found():
@@ -267,18 +283,81 @@ def test_what_the_text_says_of_ablations_is_what_was_found():
     without = {row["format"]: row for row in of_method(results, "iclm-no-invariant") if not row["shifted"]}
     shares = [found["text"]["correct"] / found["text"]["n"] for found in (without, rows)]
     assert f"({shares[0]:.3f} as text, with it {shares[1]:.3f})" in text
+
+
+def comparisons():
+    """By data, score, question, method, module and whether out of distribution, the difference that was found, of all questions in the published rendering."""
     found = json.loads((ROOT / "results" / "study" / "comparisons.json").read_text(encoding="utf-8"))
-    lost = {}
-    for row in found["comparisons"]:
-        head = (row["data"], row["against"], row["kind"], row["format"], row["strict"])
-        if head == ("acre", "iclm", None, None, False) and row["group"] in ("in distribution", "out of distribution"):
-            lost.setdefault(row["method"], {})[row["group"]] = f"{-row['difference']:.3f}".lstrip("0")
-    assert lost
-    for method, join in {
-        "iclm-no-invariant": "is {} behind in distribution and {} out of it",
-        "iclm-concat": "is {} and {} behind",
-        "iclm-no-domain": "is {} and {} behind",
-        "iclm-half": "in place of three quarters {} and {}",
-        "iclm-random": "**Random routing costs little**, {} and {},",
+    return {
+        (
+            row["data"],
+            row["score"],
+            row["question"],
+            row["method"],
+            row["module"],
+            row["group"] == "out of distribution",
+        ): row
+        for row in found["comparisons"]
+        if (row["kind"], row["format"], row["strict"]) == (None, None, False)
+        and row["group"] in ("in distribution", "out of distribution")
+    }
+
+
+def test_the_answers_say_what_was_found():
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    found = comparisons()
+
+    def differences(question, method, *places):
+        return [signed(found[(*place[:2], question, method, "mixture", place[2])]["difference"]) for place in places]
+
+    acre, raven = [("acre", "sum", far) for far in (False, True)], [("raven", "sum", far) for far in (False, True)]
+    out = (acre[1], raven[1], ("raven", "mean", True))
+    for said, values in {
+        "{} on ACRE, {} (panels by the sum) or {} (by the mean) on RAVEN": differences("reference", "iclm", *out),
+        "it is {} in and {} out of distribution on ACRE, {} and {} on RAVEN": differences(
+            "further", "iclm", *acre, *raven
+        ),
+        "the ICLM is {} in and {} out of distribution on ACRE, {} and {} on RAVEN": differences(
+            "ablation", "iclm-no-mi", *acre, *raven
+        ),
     }.items():
-        assert join.format(*lost[method].values()) in text, (method, lost[method])
+        assert said.format(*values) in text
+    headline = [key for key in found if key[2:5] == ("reference", "iclm", "mixture")]
+    assert len(headline) == 10 and all(found[key]["low"] <= 0 <= found[key]["high"] for key in headline)
+    both = ("iclm", "iclm-no-mi")
+    alone = [
+        abs(found[(*place[:2], "module", m, "invariant", place[2])]["difference"])
+        for m in both
+        for place in (*acre, *raven)
+    ]
+    assert f"The invariant module is within {max(alone):.3f} of the mixture" in text
+    routed = [-found[(*place[:2], "module", m, "routed", place[2])]["difference"] for m in both for place in acre]
+    assert f"and {min(routed):.3f} to {max(routed):.3f} behind it on ACRE" in text
+
+
+def test_what_is_said_to_be_told_apart_was_found():
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    rows = json.loads((ROOT / "results" / "study" / "comparisons.json").read_text(encoding="utf-8"))["inference"]
+    told = {
+        (row["method"], row["format"], row["group"]): row for row in rows if row["data"] == "acre" and not row["strict"]
+    }
+
+    def shares(form, group):
+        return [
+            f"{told[m, form, group]['value']:.2f}".replace("-", "−").replace("0.", ".")
+            for m in ("lora", "iclm", "iclm-oracle")
+        ]
+
+    symbols, words = (
+        [shares(form, group) for group in ("in distribution", "out of distribution")] for form in ("symbolic", "text")
+    )
+    assert (
+        "by {}, {} and {} in distribution and by {}, {} and {} out of it, as text".format(*symbols[0], *symbols[1])
+        in text
+    )
+    assert "as text by {}, {} and {}, and by {}, {} and {}.".format(*words[0], *words[1]) in text
+    whole = told["lora", None, "in distribution"]
+    assert f"LoRA's {whole['value']:.2f}".replace("0.", ".") + " in distribution does" in text
+    assert f"([{whole['low']:+.2f} {whole['high']:+.2f}];".replace("0.", ".") in text
+    counting = [told["counting", None, group]["value"] for group in ("in distribution", "out of distribution")]
+    assert "has {:+.3f} in distribution and {:+.3f} out of it".format(*counting) in text

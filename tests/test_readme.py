@@ -1,4 +1,4 @@
-"""README.md: every command in it can be typed, every file it names is there, every number in it was measured."""
+"""README.md and docs/: every command can be typed, every file the README names is there, every number in it was measured."""
 
 import ast
 import importlib
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "results").glob("*/README.md"))]
 OPERATORS = {"|", "||", "&&", ";", "&", ">", ">>", "<", "(", ")"}
 
 
@@ -53,6 +54,7 @@ def parse_iclm(words):
     import typer
 
     from iclm.cli import app
+    from iclm.cli_shared import RunByDefault
 
     command, path, rest = typer.main.get_command(app), ["iclm"], list(words[1:])
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
@@ -60,6 +62,8 @@ def parse_iclm(words):
             if argument.param_type_name == "argument":  # a group that takes its run before the command
                 rest.pop(0)
         assert rest, f"{' '.join(words)}: a command is missing"
+        if isinstance(command, RunByDefault) and rest[0] not in command.commands:
+            rest.insert(0, "run")
         assert rest[0] in command.commands, f"{' '.join(words)}: there is no command {rest[0]!r}"
         command = command.commands[rest[0]]
         path.append(rest.pop(0))
@@ -117,9 +121,17 @@ def readme():
     return README.read_text(encoding="utf-8")
 
 
-def test_every_iclm_command_can_be_typed(readme):
-    found = [words for block in blocks(readme, "bash") for words in commands(block) if Path(words[0]).name == "iclm"]
-    assert found, "the README shows no iclm command"
+def iclm_commands(text):
+    return [words for block in blocks(text, "bash") for words in commands(block) if Path(words[0]).name == "iclm"]
+
+
+def test_the_readme_shows_commands(readme):
+    assert len(iclm_commands(readme)) > 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_iclm_command_can_be_typed(page):
+    found = iclm_commands(page.read_text(encoding="utf-8"))
     from iclm.recipe import load_recipe
 
     for words in found:
@@ -154,9 +166,12 @@ def test_every_python_block_compiles_and_imports_what_exists(readme):
                     assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
 
 
-def test_every_number_in_a_block_of_results_is_in_the_file_that_the_block_names(readme):
-    assert readme.count("<!-- results:") == readme.count("<!-- /results -->") == len(result_blocks(readme))
-    for name, block in result_blocks(readme):
+@pytest.mark.parametrize("page", ["README.md", "results/acre_official/README.md"])
+def test_every_number_in_a_block_of_results_is_in_the_file_that_the_block_names(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = result_blocks(text)
+    assert text.count("<!-- results:") == text.count("<!-- /results -->") == len(found) > 0
+    for name, block in found:
         path = (ROOT / name).resolve()
         assert path.is_relative_to(ROOT / "results") and path.exists(), f"{name} is nothing under results/"
         assert decimals(block), f"the block of {name} shows no number"
@@ -208,6 +223,11 @@ def test_a_command_that_can_be_typed_is_parsed():
     assert parse_iclm(["iclm", "data", "render", "--help"]) == (["iclm", "data", "render"], {})
     path, values = parse_iclm(["iclm", "modules", "runs/acre", "rename", "domain_0", "new", "--overwrite"])
     assert (path, values["module"], values["name"]) == (["iclm", "modules", "rename"], "domain_0", "new")
+
+
+def test_a_study_is_run_where_no_command_is_named():
+    path, values = parse_iclm(["iclm", "study", "recipes/studies/ood.yaml", "--out", "runs/ood"])
+    assert (path, values["out"]) == (["iclm", "study", "run"], Path("runs/ood"))
 
 
 def test_the_targets_of_the_makefile_are_found():

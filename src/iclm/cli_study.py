@@ -37,7 +37,10 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the study; one that was begun is gone on with.")],
     jobs: Annotated[int, typer.Option(min=1, help="Jobs at a time; with --ray of each machine, or of each GPU.")] = 1,
     shard: Annotated[str, typer.Option(help="Part of the jobs to do: 1/4 is the first of four.")] = "1/1",
-    only: Annotated[list[str] | None, typer.Option(help="Jobs whose name contains this, as in acre/lora/.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Jobs whose name contains this or fits this pattern, as in acre/lora/ or '*/try-*'."),
+    ] = None,
     ray_address: Annotated[
         str | None,
         typer.Option("--ray", help="Run the jobs on a Ray cluster: auto, local or HOST:PORT; needs iclm[ray]."),

@@ -7,8 +7,9 @@ import pytest
 from iclm.errors import ConfigurationError
 from iclm.report.paper import FIGURES, SOURCE
 from iclm.report.study import check_blocks, write_blocks, write_report
+from iclm.report.study_cells import Grid, probability, share, signed
 from iclm.report.study_plots import plot_ablations, plot_accuracy, plot_scatter
-from iclm.report.study_tables import Grid, grids, probability, share, signed, texts
+from iclm.report.study_tables import grids, texts
 from iclm.studies.study.groups import OUT
 from iclm.studies.study.results import collect
 from iclm.studies.study.summary import summarise
@@ -45,6 +46,7 @@ def figure(summary, method, module, kind=None, group=OUT):
 
 def test_every_table_has_a_name(tables):
     names = (
+        "overview",
         "accuracy",
         "formats",
         "kinds",
@@ -56,7 +58,7 @@ def test_every_table_has_a_name(tables):
         "cost",
         "chosen",
     )
-    assert list(tables) == [*(f"acre/{name}" for name in names), "paper"]
+    assert list(tables) == [*(f"acre/{name}" for name in names), "headline", "paper"]
     for grid in tables.values():
         assert grid.rows and all(len(row) == len(grid.header) for row in grid.rows)
 
@@ -70,6 +72,28 @@ def test_the_main_table_has_methods_cheap_strategies_and_the_indirect_questions(
     indirect = column(tables["acre/accuracy"], f"{OUT}, indirect")
     assert indirect["shallow"] == "0.000 [0.000 0.000]"
     assert indirect["iclm"] == share(figure(summary, "iclm", "mixture", kind="indirect"))
+
+
+def test_the_overview_has_accuracy_beside_the_difference_to_the_reference(summary, tables):
+    grid = tables["acre/overview"]
+    pools = ["in distribution", "out of distribution"]
+    assert grid.header == ["method", "seeds", *(name for pool in pools for name in (pool, "against lora", "indirect"))]
+    rows = {row[0]: row[1:] for row in grid.rows}
+    assert list(rows) == ["base", "lora", "iclm", "iclm-no-mi", "shallow"]
+    assert [rows[name][0] for name in ("base", "lora", "iclm")] == ["1", "3", "3"]
+    for name, module in ((name, "mixture") for name in ("base", "lora", "iclm")):
+        overall = [share(figure(summary, name, module, group=pool)) for pool in pools]
+        indirect = [f"{figure(summary, name, module, 'indirect', pool)['mean']:.3f}" for pool in pools]
+        assert (rows[name][1::3], rows[name][3::3]) == (overall, indirect)
+    differences = {row[0]: row[3] for row in tables["acre/comparisons"].rows if row[:2] == [OUT, "iclm"]}
+    assert rows["iclm"][5] == differences[OUT]
+    assert rows["lora"][2::3] == ["–", "–"]
+
+
+def test_the_overview_counts_no_seeds_of_what_depends_on_none(summary):
+    figures = [{**f, "seeds": [None]} if f["method"] == "base" else f for f in summary["figures"]]
+    (grid,) = (grid for grid in grids({**summary, "figures": figures}) if grid.name == "acre/overview")
+    assert [row[:2] for row in grid.rows[:2]] == [["base", "–"], ["lora", "3"]]
 
 
 def told_apart(found, form):
@@ -156,6 +180,13 @@ def test_a_comparison_says_by_how_much_how_surely_and_on_what(summary, tables):
     assert ["iclm: mixture, oracle routing", "iclm: mixture"] in [r[1:3] for r in tables["acre/parts"].rows]
 
 
+def test_the_headline_has_a_row_for_each_data_set_that_has_both(summary, tables, make_collected):
+    overview = {row[0]: row for row in tables["acre/overview"].rows}
+    assert tables["headline"].rows == [["acre", "iclm - lora", "3", overview["iclm"][3], overview["iclm"][6]]]
+    alone = grids(summarise(make_collected({"lora": {"mixture": 0.5}}), resamples=FAST))
+    assert "headline" not in {grid.name for grid in alone}
+
+
 def test_the_papers_figures_stand_in_a_column_of_their_own(summary, tables):
     grid = tables["paper"]
     assert grid.header == ["model", SOURCE, f"ours, acre, {OUT}"] and "LLaMA-2 7B" in SOURCE
@@ -208,7 +239,7 @@ def test_cells():
 def test_strict_tables_have_their_own_names(make_collected):
     found = make_collected({"lora": {"mixture": 0.5}}, strict=True)
     names = [grid.name for grid in grids(summarise(found, resamples=FAST))]
-    kinds = [f"acre/strict/{name}" for name in ("accuracy", "formats", "kinds", "inference")]
+    kinds = [f"acre/strict/{name}" for name in ("overview", "accuracy", "formats", "kinds", "inference")]
     assert names == [*kinds, "acre/cost", "paper"]
 
 

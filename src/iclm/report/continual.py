@@ -26,7 +26,7 @@ from iclm.data.files import atomic_write
 from iclm.errors import ConfigurationError
 from iclm.report.blocks import CONTINUAL, check_files, put_plots, read_markdown, with_blocks
 from iclm.report.continual_plots import write_plots
-from iclm.report.study_tables import NONE, Grid
+from iclm.report.study_cells import NONE, Grid
 from iclm.studies.continual.results import SIGNED, Found, lines_of
 
 SUMMARY, TABLES = "summary.json", "tables.md"

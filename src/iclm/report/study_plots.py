@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from iclm.report.plots import COLOURS, DOTS_PER_INCH, MARKS, empty_figure, short
-from iclm.report.study_tables import names_of, way_of, ways_of_asking
+from iclm.report.study_cells import names_of, way_of, ways_of_asking
 from iclm.studies.study.groups import IN, MAIN, OUT
 from iclm.studies.study.summary import AGAINST_WHOLE
 

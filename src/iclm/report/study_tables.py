@@ -1,5 +1,6 @@
 """The tables of a study, by name: the same cells for the terminal, for tables.md and for blocks of a Markdown file.
 
+    DATA/overview       methods in and out of distribution, beside the indirect questions and the difference to the reference
     DATA/accuracy       methods × groups of test questions, with the cheap strategies and the most frequent answer as rows
     DATA/formats        the same by test set and format
     DATA/kinds          the same by kind of question
@@ -12,6 +13,7 @@
     DATA/cost           seconds, parameters and examples of training
     DATA/chosen         the hyper-parameters that were chosen
     DATA/tries          what they were chosen among: accuracy of every try on the validation questions
+    headline            the method named iclm against the reference, on every data set
     paper               the paper's own figures beside those of the study
     setup, not-run      a line of text each
 
@@ -23,111 +25,28 @@ interval; of one seed there is no interval.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
 from iclm.report.paper import FIGURES, SOURCE
+from iclm.report.study_cells import (
+    NONE,
+    Grid,
+    difference,
+    module_label,
+    names_of,
+    numbers,
+    probability,
+    share,
+    signed,
+    way_of,
+    ways_of_asking,
+)
 from iclm.studies.study.groups import IN, MAIN, OUT
 from iclm.studies.study.rows import BY_EXCLUSION, INDIRECT, POTENTIAL, ROUTED
 from iclm.studies.study.summary import AGAINST_FURTHER, AGAINST_MIXTURE, AGAINST_REFERENCE, AGAINST_WHOLE
 
+OURS = "iclm"  # the method that is the ICLM itself
 HARD = INDIRECT  # the kind of question that stands beside every overall figure
-NONE = "–"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table.
-
-    Attributes:
-        name: that it is asked for by.
-        title: of what it is, in a few words.
-        header: of its columns.
-        rows: its cells.
-        left: how many columns are aligned to the left.
-    """
-
-    name: str
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    left: int = 1
-
-    def markdown(self) -> str:
-        """It as Markdown, each line with its end."""
-        marks = [":--" if column < self.left else "--:" for column in range(len(self.header))]
-        lines = (self.header, marks, *self.rows)
-        return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n" for cells in lines)
-
-    def terminal(self) -> Table:
-        """It for the terminal."""
-        table = Table(title=f"{self.name}: {self.title}", title_justify="left")
-        for column, name in enumerate(self.header):
-            table.add_column(name, justify="left" if column < self.left else "right")
-        for cells in self.rows:
-            table.add_row(*cells)
-        return table
-
-
-# -- cells -------------------------------------------------------------------------------------------------------------
-
-
-def share(figure: dict[str, Any] | None) -> str:
-    """A mean with its interval, for instance "0.812 [0.790 0.834]"."""
-    if figure is None:
-        return NONE
-    ends = "" if figure["low"] is None else f" [{figure['low']:.3f} {figure['high']:.3f}]"
-    return f"{figure['mean']:.3f}{ends}"
-
-
-def signed(value: float) -> str:
-    """A difference with its sign; without one where it rounds to zero."""
-    return f"{value:+.3f}" if round(value, 3) else "0.000"
-
-
-def probability(p: float) -> str:
-    """A p-value with three decimals."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def module_label(module: str) -> str:
-    """What a module's row says."""
-    if module.startswith("domain_"):
-        return f"domain module {module.removeprefix('domain_')} alone"
-    labels = {
-        "invariant": "invariant module alone",
-        "oracle": "mixture, oracle routing",
-        ROUTED: "routed domain module alone",
-    }
-    return labels.get(module, module)
-
-
-def _numbers(values: Iterable[int]) -> str:
-    return ", ".join(f"{value:,}" for value in values)
-
-
-def way_of(entry: dict[str, Any]) -> tuple[str, bool, str]:
-    """Of which data set an entry of a summary is, whether strictly rendered, and how choices are scored."""
-    return entry["data"], entry["strict"], entry["score"]
-
-
-def ways_of_asking(summary: dict[str, Any]) -> list[tuple[str, bool, str]]:
-    """Every data set in each way in which its questions are asked; figures of two of them are never pooled."""
-    return list(dict.fromkeys(map(way_of, summary["groups"])))
-
-
-def names_of(way: tuple[str, bool, str]) -> tuple[str, str]:
-    """How names of tables begin, for instance "acre/strict", and what titles say."""
-    data, strict, score = way
-    name, title = data, data
-    if strict:
-        name, title = f"{name}/strict", f"{title}, strictly rendered"
-    if score == "mean":
-        name, title = f"{name}/mean", f"{title}, choices by the mean of their tokens"
-    return name, title
-
 
 # -- one data set ------------------------------------------------------------------------------------------------------
 
@@ -183,6 +102,33 @@ class _Part:
         rows.append(["questions", *(f"{g['n']:,}" for g in columns)])
         return Grid(f"{self.name}/{name}", f"{title}, {self.title}", ["method", *map(_heading, columns)], rows)
 
+    def against_reference(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """By group and method the comparison with the reference on all questions."""
+        return {
+            (one["group"], one["method"]): one
+            for one in self.comparisons
+            if one["question"] == AGAINST_REFERENCE and one["format"] is None and one["kind"] is None
+        }
+
+    def overview(self) -> Grid:
+        """A row a method: accuracy in and out of distribution, the same on indirect questions, and how far it is from the reference."""
+        pools = [g for g in self.columns() if g["group"] in (IN, OUT)]
+        against = self.against_reference()
+        header, rows = ["method", "seeds"], []
+        for method, module in self.methods():
+            (seeds, *_) = (f["seeds"] for f in self.figures if (f["method"], f["module"]) == (method, module))
+            rows.append([method, NONE if seeds == [None] else str(len(seeds))])
+        for group in pools:
+            header.append(group["group"] if group["kind"] is None else group["kind"])
+            for row, (method, module) in zip(rows, self.methods(), strict=True):
+                (cell,) = self.cells(method, module, [group])
+                row.append(cell if group["kind"] is None else cell.partition(" ")[0])
+            if group["kind"] is None and self.reference is not None:
+                header.append(f"against {self.reference}")
+                for row in rows:
+                    row.append(difference(against.get((group["group"], row[0]))))
+        return Grid(f"{self.name}/overview", f"in and out of distribution, {self.title}", header, rows)
+
     def inference_table(self) -> Grid | None:
         """Questions of ACRE that need exclusion, all of which have the answer on, beside potential ones, all undetermined.
 
@@ -233,6 +179,7 @@ class _Part:
 
     def tables(self) -> Iterator[Grid | None]:
         columns = self.columns()
+        yield self.overview()
         yield self.by_method("accuracy", "accuracy", columns, majority=True)
         formats = [g for g in self.groups if g["format"] is not None and g["kind"] is None]
         if formats:
@@ -274,7 +221,7 @@ def _comparison(one: dict[str, Any]) -> list[str]:
     return [
         what,
         against,
-        f"{signed(one['difference'])} [{signed(one['low'])} {signed(one['high'])}]",
+        difference(one),
         probability(one["p"]),
         probability(one["p_holm"]),
         seeds,
@@ -300,7 +247,7 @@ def _cost(summary: dict[str, Any], data: str) -> Grid | None:
         ends = "" if cost["low"] is None else f" [{cost['low']:.1f} {cost['high']:.1f}]"
         seconds = f"{cost['mean']:.1f}{ends}" if cost["mean"] else NONE
         ratio = NONE if cost["ratio"] is None else f"{cost['ratio']:.2f}"
-        counts = [_numbers(cost["trainable"]), _numbers(cost["examples"]), str(len(cost["seeds"]))]
+        counts = [numbers(cost["trainable"]), numbers(cost["examples"]), str(len(cost["seeds"]))]
         rows.append([cost["method"], seconds, ratio, *counts, ", ".join(cost["devices"])])
     return Grid(f"{data}/cost", f"what training costs, {data}", header, rows) if rows else None
 
@@ -354,6 +301,19 @@ def _tries(summary: dict[str, Any], data: str) -> Grid | None:
     return Grid(f"{data}/tries", title, header, rows) if rows else None
 
 
+def _headline(parts: Sequence[_Part]) -> Grid | None:
+    """How far the ICLM is from the reference in and out of distribution, a row a data set and way of asking."""
+    rows = []
+    for part in parts:
+        found = part.against_reference()
+        pair = [found.get((pool, OURS)) for pool in (IN, OUT)]
+        seeds = {len(one["seeds"]) for one in pair if one is not None}
+        if seeds:
+            rows.append([part.title, f"{OURS} - {part.reference}", str(max(seeds)), *map(difference, pair)])
+    header = ["data", "difference [95%]", "seeds", IN, OUT]
+    return Grid("headline", "the ICLM against the reference", header, rows, left=2) if rows else None
+
+
 def _paper(summary: dict[str, Any], parts: Sequence[_Part]) -> Grid | None:
     """The paper's figures, beside ours out of distribution on every data set whose test sets are ACRE.
 
@@ -363,7 +323,7 @@ def _paper(summary: dict[str, Any], parts: Sequence[_Part]) -> Grid | None:
         part
         for part in parts
         if any(g["group"].startswith("ACRE ") for g in part.groups)
-        and any(f["method"] in ("iclm", part.reference) and f["group"] == OUT for f in part.figures)
+        and any(f["method"] in (OURS, part.reference) and f["group"] == OUT for f in part.figures)
     ]
     if not columns:
         return None
@@ -372,7 +332,7 @@ def _paper(summary: dict[str, Any], parts: Sequence[_Part]) -> Grid | None:
         cells = []
         for part in columns:
             found = [f for f in part.figures if (f["group"], f["format"], f["kind"]) == (OUT, None, None)]
-            wanted = part.reference if figure.ours == "reference" else "iclm"
+            wanted = part.reference if figure.ours == "reference" else OURS
             single = figure.ours == "module"
             ours = [
                 f
@@ -406,7 +366,7 @@ def grids(summary: dict[str, Any]) -> list[Grid]:
             if part.data == data:
                 found += part.tables()
         found += [_cost(summary, data), _chosen(summary, data), _tries(summary, data)]
-    found.append(_paper(summary, parts))
+    found += [_headline(parts), _paper(summary, parts)]
     return [grid for grid in found if grid is not None]
 
 
