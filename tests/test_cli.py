@@ -328,6 +328,26 @@ def test_an_evaluation_by_greedy_decoding(iclm, workplace):
     assert result["n"] == result["partial"]["n"] == 2
 
 
+def test_the_loss_of_answers_is_a_table_with_the_routing(iclm, workplace):
+    found = iclm("evaluate", "run", "--data", "IID_val_text.jsonl", "--loss", "--module", "all")
+    assert found.code == 0 and not found.err
+    assert all(
+        word in found.out for word in ("nats a token", "perplexity", "invariant", "domain_1 (text)", "routing accuracy")
+    )
+
+
+def test_a_domain_that_the_run_does_not_know_is_said_to_be_unknown(iclm, workplace):
+    for command in ("evaluate", "diagnose"):
+        found = iclm(
+            command, "run", "--data", "IID_val_text.jsonl=Text", "--data", "IID_val_symbolic.jsonl", "--limit", 4
+        )
+        assert found.code == 0 and "was not trained on 'Text', but on symbolic, text; say FILE=DOMAIN" in found.err
+
+
+def test_a_plan_that_cannot_be_made_is_one_line(iclm, workplace):
+    assert "k is 0" in iclm("plan", "--base", "Qwen3-0.6B", "--k", 0).refused()
+
+
 def test_an_evaluation_of_problems_as_they_lie(iclm, workplace):
     found = iclm(
         "evaluate", "run", "--data", "IID_val.json", "--format", "symbolic", "--strict", "--limit", 4, "--json"
@@ -366,7 +386,7 @@ def test_a_diagnosis_as_json_is_the_one_that_is_kept(iclm, workplace):
     arguments = ("diagnose", "run", *DATA, "--before", "run", "--limit", 4, "--out", "mine", "--json")
     found = iclm(*arguments).json
     assert found == json.loads(Path("mine/diagnosis.json").read_text())
-    assert [(row["domain"], row["n"]) for row in found["data"]["iid"]] == [("text", 4), ("symbolic", 4)]
+    assert [(row["domains"], row["n"]) for row in found["data"]["iid"]] == [({"text": 4}, 4), ({"symbolic": 4}, 4)]
     assert found["forgetting"]["earlier"]["measured"] and found["training"]["curves"]["loss"]["step"]
     assert {"routing", "overfitting"} <= {verdict["failure"] for verdict in found["verdicts"]}
     before = tree(Path("mine"))
@@ -548,6 +568,9 @@ BAD_EVALUATIONS = [
     (("--data", "mystery.jsonl", "--routing", "oracle"), "mystery"),
     (("--data", "mystery.jsonl", "--routing", "oracle", "--generate"), "mystery"),
     (("--data", "IID_val_text.jsonl=weather", "--routing", "oracle"), "weather"),
+    (("--data", "IID_val_text.jsonl", "--loss", "--generate"), "--loss"),
+    (("--data", "IID_val_text.jsonl", "--loss", "--score", "mean"), "--loss"),
+    (("--data", "IID_val_text.jsonl", "--strict"), "--strict"),
     (("--data", "IID_val_text.jsonl", "--base", "/nowhere/at/all"), "/nowhere/at/all"),
     (("--data", "IID_val_text.jsonl", "--quantization", "int3"), "use none or nf4"),
     *((("--data", name, "--format", "text"), name) for name in BROKEN),

@@ -26,6 +26,7 @@ from iclm.cli_shared import (
     Quantization,
     RunFolder,
     note,
+    note_unknown,
     print_json,
     progress_bars,
     quiet_libraries,
@@ -153,6 +154,12 @@ def evaluate(
     module: Annotated[str, typer.Option(help="mixture, invariant, domain_0 or its name, ... or all.")] = "mixture",
     routing: Annotated[str, typer.Option(help="learned or oracle.")] = "learned",
     generate: Annotated[bool, typer.Option("--generate", help="Greedy decoding instead of choice scoring.")] = False,
+    loss: Annotated[
+        bool,
+        typer.Option(
+            "--loss", help="The loss of the answers, in nats a token, instead of accuracy: of free answers, too."
+        ),
+    ] = False,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of --generate; default: the longest answer.")
     ] = None,
@@ -177,12 +184,12 @@ def evaluate(
     from iclm.evaluation.evaluate_run import evaluate_run
     from iclm.evaluation.runs import load_run
     from iclm.evaluation.sides import sources_for
-    from iclm.report.tables import dependence_lines, evaluation_table, independence_table, routing_lines
+    from iclm.report.tables import dependence_lines, evaluation_table, independence_table, loss_table, routing_lines
 
     loaded = load_run(run, base=base, quantization=quantization)
     objects = "strict" if strict else "official"
-    if generate and score != "sum":
-        raise ConfigurationError("--score is for choices; leave it out with --generate")
+    if (generate or loss) and score != "sum":
+        raise ConfigurationError(f"--score is for choices; leave it out with --{'generate' if generate else 'loss'}")
     if max_new_tokens is not None and not generate:
         raise ConfigurationError("--max-new-tokens is for --generate, which is not given; leave it out, or give both")
     options = {"format": format, "objects": objects, "columns": columns, "score": score}
@@ -194,15 +201,17 @@ def evaluate(
             module=module,
             routing=routing,
             generate=generate,
+            loss=loss,
             max_new_tokens=max_new_tokens,
             independence=independence,
             progress=bars,
         )
+    note_unknown(report["unknown_domains"], loaded)
     if as_json:
         print_json(report)
         return
     console = stdout()
-    console.print(evaluation_table(report))
+    console.print(loss_table(report) if loss else evaluation_table(report))
     for line in routing_lines(report["routing"]) if "routing" in report else ():
         console.print(line)
     if "independence" in report:
@@ -261,6 +270,7 @@ def diagnose(
     with progress_bars() as bars:
         report = measure(loaded, iid, shifted, before=earlier, limit=limit, progress=bars)
     files = write_diagnosis(report, folder, overwrite=overwrite)
+    note_unknown(report["unknown_domains"], loaded)
     if as_json:
         print_json(with_verdicts(report))
     else:

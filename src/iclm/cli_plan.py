@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -41,8 +42,17 @@ def plan(
     from iclm.report.plan import plan_lines, plan_table
     from iclm.studies.plan.plan import plan as predict
 
-    note("real training steps of one and three layers are measured; on a CPU that takes minutes where layers are large")
+    said: list[str] = []
     with progress_bars() as bars:
+
+        def tick(title: str, total: int) -> Callable[..., None]:
+            if not said:  # not before the settings are found right
+                said.append(
+                    "real training steps of one and three layers are measured; that takes minutes where layers are large"
+                )
+                note(said[0])
+            return bars(title, total)
+
         found = predict(
             base,
             k=k,
@@ -57,7 +67,7 @@ def plan(
             examples=examples,
             tflops=tflops,
             rounds=rounds,
-            tick=bars,
+            tick=tick,
         )
     if as_json:
         print_json(found)

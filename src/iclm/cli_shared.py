@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,6 +46,15 @@ def stdout(wide: bool = True) -> Console:
 def note(text: str) -> None:
     """A line about what is going on, on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def note_unknown(names: Sequence[str], run: Any) -> None:
+    """Say which domains of the data a run was not trained on, so that a misspelt one is seen."""
+    if names and run.model.config.num_domains > 0:
+        said = ", ".join(map(repr, names))
+        note(
+            f"the run was not trained on {said}, but on {', '.join(run.domains)}; say FILE=DOMAIN where it is one of them"
+        )
 
 
 @contextmanager

@@ -326,3 +326,11 @@ def test_a_choice_that_begins_another_ends_so_that_it_can_lose(tiny_tokenizer):
     assert all(choice[-1] == end for choice in nested.choices) and other[: len(one) - 1] == one[:-1]
     assert nested.answer == other[:-1]  # labels have their own end
     assert not any(end in choice for choice in apart.choices)
+
+
+def test_batches_do_not_come_in_the_order_of_their_lengths():
+    from iclm.data.collation import Branch, LengthBucketedBatches, make_pack
+
+    packs = [make_pack([Branch(tuple(range(2 + number % 60)), 1, 0)]) for number in range(120)]
+    lengths = [packs[batch[0]].tokens for batch in LengthBucketedBatches(packs, 8, 1)]  # all in one bucket
+    assert len(lengths) == 15 and lengths != sorted(lengths)

@@ -374,3 +374,10 @@ def test_published_labels_are_the_solvers_but_for_the_known_mistakes():
     published = list(read_csv(PUBLISHED))
     assert len(published) == 1162
     assert sum(solve_example(example) != example.answer for example in published) == 18
+
+
+def test_a_class_is_split_by_its_own_name_and_not_by_its_place():
+    from iclm.data.corr2cause import equivalence_classes, split_of
+
+    pairs = zip(equivalence_classes(4), equivalence_classes(5), strict=False)
+    assert any(split_of(one) != split_of(other) for one, other in pairs)

@@ -120,3 +120,20 @@ def test_targets_are_uniform(answers):
     expected = sum(counts) / 8
     # The 0.999 quantile of chi-square with 7 degrees of freedom.
     assert sum((count - expected) ** 2 / expected for count in counts) < 24.3
+
+
+@pytest.mark.parametrize("config", ["distribute_four", "distribute_nine"])
+def test_a_changed_level_is_another_one_for_every_entity(config):
+    from iclm.data.raven import generate
+
+    seen = 0
+    for problem in generate(config, "iraven", 150, seed=2):
+        right = problem.answers[problem.target]
+        for answer, modified in zip(problem.answers, problem.modified, strict=True):
+            for number, name in modified:
+                field = {"Type": 1, "Size": 2, "Color": 3}.get(name)
+                if field is not None and (number, "Number") not in modified:
+                    pairs = zip(right[number], answer[number], strict=True)
+                    assert all(mine[field] != theirs[field] for mine, theirs in pairs)
+                    seen += len({entity[field] for entity in right[number]}) > 1
+    assert seen > 20, "the test needs entities that differ"

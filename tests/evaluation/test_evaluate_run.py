@@ -99,6 +99,55 @@ def test_the_domain_given_with_the_file_comes_before_the_guess(run, files):
     assert (str(source.file), source.domain) == (files["text"], "symbolic")
 
 
+def write_rows(path, domains, **more):
+    """Rows of these domains (None: a row that names none), as JSON lines."""
+    rows = [
+        {
+            "input": [{"role": "user", "content": f"{i} + 1 = "}],
+            "ideal": str(i + 1),
+            **({} if d is None else {"domain": d}),
+            **more,
+        }
+        for i, d in enumerate(domains)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["all.jsonl", "text_and_more.jsonl"])
+def test_rows_keep_their_own_domain_whatever_the_file_is_called(run, tmp_path, name):
+    path = write_rows(tmp_path / name, ["symbolic", "text", "symbolic"], choice_strings=["1", "2", "3"])
+    (source,) = sources(run, path)
+    assert [item.example.domain for item in read_for(run, source)] == ["symbolic", "text", "symbolic"]
+    (source,) = sources(run, f"{path}=text")
+    assert [item.example.domain for item in read_for(run, source)] == ["text"] * 3, "what is said comes first"
+    table = tmp_path / name.replace(".jsonl", ".csv")
+    table.write_text("q,a,d\n1 ,2,symbolic\n2 ,3,text\n")
+    (source,) = sources(run, str(table), columns="{prompt: q, answer: a, domain: d}")
+    assert [item.example.domain for item in read_for(run, source)] == ["symbolic", "text"]
+
+
+def test_rows_without_a_domain_are_of_the_one_that_the_file_name_mentions(run, tmp_path):
+    path = write_rows(tmp_path / "my_text.jsonl", ["symbolic", None], choice_strings=["1", "2"])
+    (source,) = sources(run, path)
+    assert [item.example.domain for item in read_for(run, source)] == ["symbolic", "text"]
+    other = write_rows(tmp_path / "mine.jsonl", [None])
+    assert [item.example.domain for item in read_for(run, sources(run, other)[0])] == ["mine"]
+
+
+def test_domains_that_the_run_does_not_know_are_named(run, files):
+    assert evaluate_run(run, sources(run, files["unknown"]))["unknown_domains"] == ["mystery"]
+    assert evaluate_run(run, sources(run, files["text"]))["unknown_domains"] == []
+
+
+def test_what_is_for_files_of_problems_is_refused_where_there_are_none(run, files):
+    for options in ({"format": "text"}, {"objects": "strict"}):
+        with pytest.raises(ConfigurationError, match=r"is for files of problems, and .*IID_val_text.jsonl are none"):
+            evaluation_sources([files["text"]], run, **options)
+    together = evaluation_sources([files["text"], files["acre"]], run, format="text")
+    assert [source.format for source in together] == [None, "text"]
+
+
 def test_a_file_name_may_hold_an_equals_sign(run, files, tmp_path):
     path = tmp_path / "lr=3" / "val=text.jsonl"
     path.parent.mkdir()
@@ -244,6 +293,38 @@ def test_oracle_routing_needs_a_domain_of_the_run(run, files):
     for generate_ in (False, True):
         with pytest.raises(ConfigurationError):
             evaluate_run(run, sources(run, files["unknown"]), routing="oracle", generate=generate_)
+
+
+def test_a_run_is_asked_for_the_loss_of_free_answers(run, tmp_path):
+    path = tmp_path / "val.jsonl"
+    rows = [
+        {"input": [{"role": "user", "content": f"{kind} {i} "}], "ideal": f"so {i}", "domain": kind}
+        for i in range(3)
+        for kind in ("text", "symbolic")
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = evaluate_run(run, [DataSource(file=path)], module="all", loss=True)
+    assert [row["domain"] for row in report["data"]] == ["text", "symbolic"] and report["answers"] == "loss"
+    for row in report["data"]:
+        assert [found["module"] for found in row["modules"]] == list(run.model.config.module_names)
+        assert all(found["low"] <= found["loss"] <= found["high"] and found["n"] == 3 for found in row["modules"])
+    assert report["routing"]["n"] == 6
+    generated = evaluate_run(run, [DataSource(file=path)], generate=True, max_new_tokens=2)
+    assert generated["routing"] == report["routing"]
+    with pytest.raises(ConfigurationError, match="leave one of the two out"):
+        evaluate_run(run, [DataSource(file=path)], loss=True, generate=True)
+    with pytest.raises(ConfigurationError, match="leave out --generate, --loss"):
+        evaluate_run(run, [DataSource(file=path)], loss=True, independence=True)
+
+
+def test_oracle_routing_is_of_the_mixture(run, files):
+    with pytest.raises(ConfigurationError, match="'text' is one module alone"):
+        evaluate_run(run, sources(run, files["text"]), module="text", routing="oracle")
+
+
+def test_oracle_routing_says_how_a_domain_is_given(run, files):
+    with pytest.raises(ConfigurationError, match=r"its domain is 'mystery'; say FILE=DOMAIN"):
+        evaluate_run(run, sources(run, files["unknown"]), routing="oracle")
 
 
 def test_oracle_routing_needs_domain_modules(lora, files):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from iclm.errors import ConfigurationError
 from iclm.model.cache import ICLMCache
 
 CASES = [(a, *router) for a in ("llama", "qwen2", "gpt_neox", "gemma3") for router in (("vq", 2, 1), ("vq", 5, 2))]
@@ -45,6 +46,11 @@ def test_cached_generation_equals_uncached(model, random_prompts, padded, how):
     batch = padded(random_prompts((5, 9, 3, 12, 7, 10), seed=6), "left", 1)
     cached = generate(model, batch, use_cache=True, **HOW[how])
     assert torch.equal(cached, generate(model, batch, use_cache=False, **HOW[how]))
+
+
+def test_guesses_that_are_taken_back_are_refused(make_iclm, random_prompts, padded):
+    with pytest.raises(ConfigurationError, match="assisted generation"):
+        generate(make_iclm(), padded(random_prompts((5,))), do_sample=False, prompt_lookup_num_tokens=2)
 
 
 def test_a_batch_generates_what_each_prompt_generates_alone(model, random_prompts, padded):

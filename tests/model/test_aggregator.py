@@ -6,7 +6,7 @@ from torch import nn
 
 from iclm.errors import ConfigurationError
 from iclm.model import ICLMConfig
-from iclm.model.aggregator import build_aggregator
+from iclm.model.aggregator import MixAggregator, build_aggregator
 from iclm.model.backbone import Head
 
 KINDS = [{"mix": "fixed"}, {"mix": "gate"}, {"mix": "low_rank"}, {"aggregator": "concat"}]
@@ -104,3 +104,9 @@ def test_changing_a_domain_module_changes_the_mixture(make_iclm, parameters_of, 
             for parameter in parameters_of(model, number).values():
                 parameter.mul_(1.5)
             assert ((model(ids).logits - before).abs().max() > 1e-3) == expected
+
+
+def test_the_low_rank_residual_starts_at_the_scale_of_its_inputs():
+
+    down = MixAggregator(ICLMConfig(hidden_size=256, mix="low_rank")).down
+    assert float(down.std()) * 512**0.5 == pytest.approx(1.0, abs=0.1)

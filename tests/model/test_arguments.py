@@ -449,6 +449,12 @@ def test_a_hub_id_is_said_to_need_a_download(model):
             ICLMForCausalLM.from_pretrained("someone/iclm", config=config)
 
 
+def test_what_is_no_hub_id_is_not_said_to_be_one(tmp_path):
+    for name in (str(tmp_path / "gone"), "gone", "runs/a/b"):
+        with pytest.raises(CheckpointError, match=r"is no folder with a saved ICLM$"):
+            ICLMForCausalLM.from_pretrained(name)
+
+
 def test_saving_over_another_model_is_refused_before_anything_is_written(model, tiny_llama_folder, saved, tmp_path):
     folder = shutil.copytree(tiny_llama_folder, tmp_path / "base")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

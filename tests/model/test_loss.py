@@ -160,3 +160,60 @@ def test_loss_before_the_first_step_is_that_of_the_base(make_iclm, load_tiny_bas
     for settings in ({"aggregator": "concat"}, {"mix": "low_rank"}):
         found = make_iclm(architecture, fresh=True, **settings)(**batch).terms["lm"]
         torch.testing.assert_close(found, load_tiny_base(architecture)(**batch).loss, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_every_term_is_a_share_of_the_accumulated_step(make_iclm, labelled):
+    model = make_iclm(num_domains=2, mi_weight=0.5, mi_queue=0)
+    whole, part = (model(**labelled(), num_items_in_batch=items).terms for items in (8, 16))
+    assert {"lm", "mi", "router", "invariant", "domain"} >= set(whole) >= {"lm", "mi", "router"}
+    for name, term in whole.items():
+        torch.testing.assert_close(part[name], term / 2, msg=name)
+
+
+@torch.no_grad()
+def test_the_domain_side_is_the_weighted_mean_of_the_active_modules(make_iclm, labelled):
+    model = make_iclm(num_domains=3, active_domains=2, router="topk", domain_weight=0.3, mi_queue=0)
+    batch, seen = labelled(), []
+    model.independence.register_forward_pre_hook(lambda _, states: seen.append(states[1]))
+    output = model(**batch)
+    rows, at = (batch["labels"][:, 1:] != -100).nonzero(as_tuple=True)
+    plain = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    encoded = model.encode(**plain, route=output.decision)
+    states = encoded.at(rows, at)[:, 1:]
+    weights = output.decision.weights[rows]
+    assert float(weights.min()) > 0.01, "the test needs two modules with a say"
+    domain = (states * weights[..., None]).sum(1)
+    expected = F.cross_entropy(model.head(domain), batch["labels"][rows, at + 1])
+    torch.testing.assert_close(output.terms["domain"], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(seen[0], domain, rtol=0, atol=1e-5)
+
+
+def test_a_critic_has_its_small_share_of_the_loss_in_training_only(make_iclm, labelled):
+    model = make_iclm(num_domains=2, mi_loss="club", mi_weight=0.5, mi_queue=0).train()
+    output, config = model(**labelled()), model.config
+    weights = {
+        "lm": 1.0,
+        "critic": 0.01,
+        **{n: getattr(config, f"{n}_weight") for n in ("invariant", "domain", "mi", "router")},
+    }
+    assert float(output.terms["critic"]) > 0.1
+    expected = sum(weights[name] * term for name, term in output.terms.items())
+    torch.testing.assert_close(output.loss.detach(), expected)
+
+
+def test_an_evaluation_has_no_critic(make_iclm, labelled):
+    model = make_iclm(num_domains=2, mi_loss="club", mi_weight=0.5, mi_queue=0)
+    assert "critic" not in model.eval()(**labelled()).terms
+
+
+@torch.no_grad()
+def test_the_loss_of_a_base_in_bfloat16_is_computed_in_float32(make_iclm, labelled):
+    model = make_iclm(router="fixed:0", dtype="bfloat16", mi_weight=0.0)
+    batch = labelled()
+    logits = model(batch["input_ids"], batch["attention_mask"]).logits.float()
+    rows, at = (batch["labels"][:, 1:] != -100).nonzero(as_tuple=True)
+    expected = F.cross_entropy(logits[rows, at], batch["labels"][rows, at + 1])
+    found = model(**batch).terms["lm"]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-2)

@@ -246,3 +246,14 @@ def test_router_layer_names_the_layer_whose_input_is_read(make_iclm, load_tiny_b
         model = make_iclm(architecture, router_layer=layer, split_layer=2)
         found = model.router_features(ids, torch.ones_like(ids))
         torch.testing.assert_close(found[0], states[layer][0].mean(0), rtol=0, atol=1e-5)
+
+
+def test_a_router_of_many_units_is_fitted_on_units_from_all_batches(make_iclm, monkeypatch, random_prompts, padded):
+    monkeypatch.setattr("iclm.model.routing.ROUTER_UNITS", 8)
+    model = make_iclm(num_domains=2, router="kmeans", fit=False)
+    batches = [padded(random_prompts([5] * 6, seed)) for seed in range(4)]
+    seen = []
+    monkeypatch.setattr(model.router, "fit", lambda features, domains=None: seen.append(features))
+    assert model.fit_router(batches) == 24
+    every = torch.cat([model.batch_features(batch) for batch in batches])
+    torch.testing.assert_close(seen[0], every[::3])

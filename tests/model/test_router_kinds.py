@@ -352,3 +352,65 @@ def test_more_domains_than_codes_and_unknown_ones_number_what_they_can():
     router.fit(features, domains)
     again = squared_distances(router.project(features), router.codes).argmin(1)
     assert set(again[domains == 1].tolist()) == {1} and len(set(again.tolist())) == 3
+
+
+def clusters_of(counts):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    centres = torch.randn(len(counts), 16, generator=torch.Generator().manual_seed(99)) * 4
+    return centres[labels] + torch.randn(len(labels), 16, generator=torch.Generator().manual_seed(0)), labels
+
+
+def router_of(kind, features, labels=None):
+    router = build_router(ICLMConfig(hidden_size=16, router_dim=4, router=kind, num_domains=2)).eval()
+    router.fit(features, labels)
+    return router
+
+
+@pytest.mark.parametrize("kind", ["soft", "topk", "gumbel"])
+def test_a_measurement_does_not_move_the_usage_of_a_gate(kind):
+    features, _ = clusters_of([40, 10])
+    router = router_of(kind, features)
+    before = router.usage.clone()
+    router(prompt_of(features))
+    with torch.no_grad():
+        router.train()(prompt_of(features))
+    assert torch.equal(router.usage, before)
+    router(prompt_of(features))
+    assert not torch.equal(router.usage, before)
+
+
+def test_a_code_starts_with_the_weight_of_its_examples():
+    features, labels = clusters_of([90, 10])
+    router = router_of("vq", features, labels)
+    codebook = router.quantiser._codebook
+    assert codebook.cluster_size.flatten().tolist() == [90, 10]
+    torch.testing.assert_close(codebook.embed_avg[0] / codebook.cluster_size[0][:, None], router.codes)
+
+
+def test_the_usage_of_a_gate_is_an_average_of_some_twenty_batches():
+    features, _ = clusters_of([40, 10])
+    router = router_of("topk", features).train()
+    routes = router(prompt_of(features)).indices[:, 0]
+    share = torch.bincount(routes, minlength=2) / 50
+    torch.testing.assert_close(router.usage, 0.95 * torch.full((2,), 0.5) + 0.05 * share)
+
+
+def test_gumbel_noise_samples_the_probabilities_of_several_gates():
+    router = build_router(ICLMConfig(hidden_size=16, router_dim=4, router="gumbel", num_domains=5)).train()
+    router.fitted.fill_(True)
+    wanted = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1])
+    with torch.no_grad():
+        router.bias.copy_(wanted.log())  # of five the mirror image of the noise would give another share
+    torch.manual_seed(0)
+    drawn = router(prompt_of(torch.zeros(20_000, 16))).indices[:, 0]
+    torch.testing.assert_close(torch.bincount(drawn, minlength=5) / 20_000, wanted, rtol=0, atol=0.015)
+
+
+def test_centres_are_the_best_of_several_runs():
+    source = torch.Generator().manual_seed(0)
+    centres = torch.randn(8, 4, generator=source) * 6
+    features = centres.repeat_interleave(50, 0) + torch.randn(400, 4, generator=source)
+    errors = [
+        float(squared_distances(features, centres_of(features, 8, seed)).min(1).values.sum()) for seed in range(12)
+    ]
+    assert max(errors) < 1.05 * min(errors)

@@ -96,14 +96,17 @@ def make_diagnosis():
             "method": "iclm",
             "domains": names,
             "modules": every,
+            "unknown_domains": [],
             "data": {
-                d: [{"source": f"{name}.jsonl", "domain": name, "n": 40} for name in names] for d in ("iid", "ood")
+                d: [{"source": f"{name}.jsonl", "domains": {name: 40}, "n": 40} for name in names]
+                for d in ("iid", "ood")
             },
             "routing": {
                 "measured": True,
                 "router": "vq",
                 "learned": True,
                 "level": "input",
+                "trained": names,
                 "iid": routing(modules, names, n),
                 "ood": routing(modules, names, n),
             },

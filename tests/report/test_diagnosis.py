@@ -64,12 +64,13 @@ def test_a_module_that_is_never_used_is_doubtful(healthy):
     assert judged(healthy, "routing", "most used module, out of distribution").verdict == DOUBTFUL
 
 
-def test_a_module_whose_domain_is_not_among_the_shifted_data_may_rest(healthy):
-    healthy["routing"]["iid"]["domains"] = [*healthy["routing"]["ood"]["domains"], "a third"]
-    healthy["routing"]["ood"] |= {"dead_codes": 1}
-    assert judged(healthy, "routing", "most used module, out of distribution").verdict == HEALTHY
-    healthy["routing"]["ood"] |= {"dead_codes": 2}
-    assert judged(healthy, "routing", "most used module, out of distribution").verdict == DOUBTFUL
+@pytest.mark.parametrize(("side", "place"), [("iid", ""), ("ood", ", out of distribution")])
+def test_a_module_whose_domain_is_not_among_the_data_may_rest(healthy, side, place):
+    healthy["routing"]["trained"] = [*healthy["domains"], "a third"]
+    for dead, verdict in ((1, HEALTHY), (2, DOUBTFUL)):
+        healthy["routing"][side] |= {"dead_codes": dead}
+        found = [v for v in verdicts(healthy) if v.figure == f"share of the most used module{place}"]
+        assert [v.verdict for v in found] == [verdict]
 
 
 @pytest.mark.parametrize(

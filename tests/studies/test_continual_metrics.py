@@ -92,3 +92,16 @@ def test_of_tasks_that_were_not_asked_there_is_no_row_either():
     assert np.array_equal(found.values, [[0.1, 0.1], [0.8, np.nan], [0.8, 0.6]], equal_nan=True)
     assert (found.average, found.learned, found.backward) == (pytest.approx(0.7), pytest.approx(0.7), 0)
     assert np.array_equal(AccuracyMatrix(R).asked().values, R)
+
+
+def test_a_task_that_is_known_best_at_the_end_was_forgotten_less_than_nothing():
+    values = R.copy()
+    values[3, 0] = 1.0
+    assert AccuracyMatrix(values).forgetting == pytest.approx(((0.8 - 1.0) + (0.9 - 0.7)) / 2)
+
+
+def test_the_last_row_of_a_module_is_the_one_at_the_end():
+    values = np.full((5, 4), np.nan)
+    values[0], values[1:, 0], values[3:, 2] = 0.1, 0.8, 0.6
+    values[4, 0] = 0.9
+    assert AccuracyMatrix(values).asked().average == pytest.approx((0.9 + 0.6) / 2)

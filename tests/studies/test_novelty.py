@@ -7,6 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iclm.data.collation import EncodedExample
+from iclm.data.example import Example, Message
+from iclm.model import ICLMConfig
+from iclm.model.router import build_router
 from iclm.studies.continual.novelty import Calibration, chunks, held_out, segment, whole_task
 from iclm.studies.continual.recipe import Novelty
 from iclm.studies.continual.stream import completed
@@ -173,3 +177,48 @@ def test_every_example_is_in_one_unit(sizes, size, seed):
 def test_a_task_counts_as_trained_when_nine_tenths_of_it_are():
     assert completed({"a": 9, "b": 8, "c": 0}, [("a", 10), ("b", 9), ("c", 3), ("d", 1)]) == ["a"]
     assert completed({"a": 8}, [("a", 10)]) == []
+
+
+def item(number, group=None, domain="d", answer="a"):
+    example = Example((Message("user", f"q {number}"),), ("a", "b"), answer, domain=domain, group=group)
+    return EncodedExample((1, 2), ((5,), (6,)), (5,), 0, example)
+
+
+def far_and_near(counts):
+    """Points of two far clusters in turn, so many of the near one and then so many of the far one."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([8.0 * (at % 2) + torch.randn(count, 16, generator=generator) for at, count in enumerate(counts)])
+
+
+def test_a_module_is_opened_for_more_than_the_share_alone():
+    from iclm.studies.continual.novelty import Calibration, whole_task
+    from iclm.studies.continual.recipe import Novelty
+
+    calibration = Calibration([torch.zeros(2)], [[1.0]], [1], 2)
+    unit, share = whole_task(
+        calibration, torch.tensor([[0.0, 0.0], [2.0, 2.0]]), [0, 1], Novelty(margin=1.0, quantile=1.0)
+    )
+    assert share == 0.5 and not unit.opened
+
+
+def test_new_prompts_are_looked_at_once_more_and_do_not_pile_up():
+    from iclm.studies.continual.novelty import Calibration, segment
+    from iclm.studies.continual.recipe import Novelty
+
+    points = far_and_near([56, 8, *[24, 8] * 5])
+    units, shares = segment(Calibration(), points, [n // 4 for n in range(len(points))], Novelty(chunk=32))
+    assert [(unit.main, unit.opened) for unit in units] == [(0, True)]
+    assert max(shares[1:]) < 0.5
+
+
+def test_what_is_new_after_a_task_is_asked_of_prompts_that_its_code_never_saw():
+    from iclm.studies.continual.boundaries import FRESH, _curve
+    from iclm.studies.continual.novelty import held_out
+    from iclm.studies.continual.recipe import Novelty
+
+    examples = [item(n, f"p{n}") for n in range(16)]
+    fresh = held_out(range(16), FRESH)
+    features = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) + 100.0 * fresh[:, None]
+    router = build_router(ICLMConfig(hidden_size=16, router_dim=4, router="kmeans", num_domains=1))
+    (row,) = _curve(router, [(examples, features)], ["a"], Novelty())
+    assert (row["fresh"], row["new_before"], row["new_after"]) == (4, None, 1.0)

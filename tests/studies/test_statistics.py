@@ -253,3 +253,30 @@ def test_holm_leaves_one_p_value_and_stays_at_most_1():
     assert holm([0.2]) == [0.2]
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_problems_of_different_sizes_vary_around_their_own_share():
+    rng = np.random.default_rng(7)
+    sizes = rng.integers(1, 9, 400)
+    right = rng.binomial(sizes, 0.8)[None]
+    found = paired_bootstrap(right, np.zeros_like(right), sizes)
+    half = 1.966 * (right[0] - found.value * sizes).std(ddof=1) / sizes.mean() / np.sqrt(400)  # of a ratio, by hand
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.05)
+
+
+def test_seeds_that_disagree_widen_the_difference_of_two_shares():
+    first, sizes = np.repeat([[1], [0], [1]], 6, axis=1), np.ones(6, int)
+    found = difference_of_shares(first, np.zeros_like(first), sizes, sizes)
+    # by seed 1 0 1: variance of the mean (1/3) / 3, t with 2 degrees of freedom 4.30265
+    assert found.value == pytest.approx(2 / 3)
+    assert (found.low, found.high) == (pytest.approx(2 / 3 - 4.30265 / 3, abs=1e-4), 1.0)
+
+
+def test_resamples_are_those_of_another_process_too():
+    from iclm.studies.study.statistics import _weights
+
+    found = []
+    for _ in range(2):
+        _weights.cache_clear()  # else the second comparison would be drawn from the first one's memory
+        found.append(_weights(40, 50).copy())
+    assert (found[0] == found[1]).all()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from iclm.data.example import Example, Message
 from iclm.data.loading import read_source
 from iclm.errors import ConfigurationError
 from iclm.evaluation.scoring import score
@@ -800,3 +801,27 @@ def test_questions_of_one_problem_that_comes_again_are_of_one_problem():
     assert problems_of(4, 8).tolist() == [0] * 4 + [1] * 4 and problems_of([1, 2], 3).tolist() == [0, 1, 1]
     with pytest.raises(ValueError, match="not 9"):
         problems_of([4, 4], 9)
+
+
+def val_row(number, correct, n=10):
+    return {
+        "trial": number,
+        "split": "val",
+        "shifted": False,
+        "module": "mixture",
+        "n": n,
+        "correct": correct,
+        "job": "j",
+    }
+
+
+def test_a_try_is_chosen_by_all_its_questions_however_they_are_shared_among_sources():
+    tries = {0: [val_row(0, 9), val_row(0, 30, 100)], 1: [val_row(1, 5), val_row(1, 60, 100)]}
+    assert grid.choose(tries) == 1
+
+
+def test_another_seed_gives_other_shots():
+    train = [Example((Message("user", f"q {n}"),), ("a", "b"), "a", domain="d", group=f"p{n}") for n in range(30)]
+    asked = [Example((Message("user", "?"),), ("a", "b"), "a", domain="d")]
+    found = {job.with_shots(asked, train, 2, seed)[0].messages[0].content for seed in range(4)}
+    assert len(found) > 1

@@ -1,9 +1,12 @@
 """Finished jobs collected from studies, and from the files that a report leaves."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
@@ -11,9 +14,10 @@ from iclm.errors import CheckpointError, ConfigurationError, DataError
 from iclm.report.study import write_report
 from iclm.report.study_tables import grids
 from iclm.studies.study.grid import jobs_of
+from iclm.studies.study.groups import OUT, by_data
 from iclm.studies.study.recipe import StudyRecipe
-from iclm.studies.study.results import collect, read_files
-from iclm.studies.study.summary import summarise
+from iclm.studies.study.results import Collected, collect, read_files
+from iclm.studies.study.summary import _about, summarise
 
 VALUES = {
     "base": "/machine/models/tiny",
@@ -242,3 +246,42 @@ def test_tries_alone_make_a_report(tmp_path):
     assert [grid.name for grid in grids(summary)] == ["quiz/tries"] and summary["setup"]["reports"] == 0
     write_report(found, summary, tmp_path / "report")
     assert summarise(collect([tmp_path / "report"]), resamples=20) == summary
+
+
+def test_the_majority_of_several_sources_is_that_of_all_their_questions():
+    rows = {0: {"majority": 0.5, "n": 10}, 1: {"majority": 1.0, "n": 30}}
+    results = SimpleNamespace(
+        sources={number: {**row, "test_set": "t", "shifted": False} for number, row in rows.items()},
+        asked=lambda group, source: np.ones(rows[source]["n"], bool),
+        problems=lambda group: ([], np.ones(1)),
+    )
+    assert _about(results, SimpleNamespace(sources=(0, 1), kind=None))["majority"] == pytest.approx(35 / 40)
+
+
+def test_a_question_of_corr2cause_in_other_words_is_of_the_same_problem(make_collected):
+    found = make_collected({"lora": {"mixture": 0.5}})
+    for one in found.jobs:
+        for source, name in zip(one.line["evaluate"], ("official", "renamed", "paraphrased", "official"), strict=True):
+            source.clear()
+            source.update({"corr2cause": name, "split": "test", "seed": 0, "problems": 12})
+    (results,) = by_data(found)
+    assert results.problem_count == 12
+
+
+def test_what_was_not_answered_is_no_choice(make_collected):
+    found = make_collected({"lora": {"mixture": 0.5}})
+    for one in found.jobs:
+        for row in one.rows:
+            row["given"] = "-2" * (row["n"] // 2)
+    figures = summarise(found, resamples=200)["figures"]
+    (one,) = (f for f in figures if (f["group"], f["format"], f["kind"]) == (OUT, None, "direct"))
+    assert one["taken"] == [[0.0]] * 3  # every direct question is at an even place
+
+
+def test_seconds_in_another_number_type_are_not_compared(collected):
+    jobs = [
+        dataclasses.replace(one, line={**one.line, "dtype": "bfloat16"}) if one.line["method"] == "iclm" else one
+        for one in collected.jobs
+    ]
+    cost = {entry["method"]: entry for entry in summarise(Collected(jobs), resamples=200)["cost"]}
+    assert cost["iclm"]["ratio"] is None and cost["iclm-no-mi"]["ratio"] is not None

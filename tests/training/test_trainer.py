@@ -335,6 +335,16 @@ def test_a_loss_of_ones_own_is_refused(make_recipe, make_trainer):
         ICLMTrainer(trainer.model, trainer.args, trainer.train_dataset, compute_loss_func=lambda *args: 0)
 
 
+def test_rows_in_place_of_packs_are_refused_with_what_is_for_them(make_recipe, make_trainer):
+    trainer = make_trainer(make_recipe())
+    rows = [{"input_ids": [1, 2], "labels": [1, 2]}]
+    for name, arguments in (("train_dataset", (rows, None)), ("eval_dataset", (trainer.train_dataset, rows))):
+        with pytest.raises(ConfigurationError, match=f"{name} holds dict, not packs .* transformers' own Trainer"):
+            ICLMTrainer(trainer.model, trainer.args, *arguments)
+    with pytest.raises(ConfigurationError, match="data_collator is given"):
+        ICLMTrainer(trainer.model, trainer.args, trainer.train_dataset, data_collator=list)
+
+
 @pytest.mark.parametrize("kind", ["fsdp", "deepspeed"])
 def test_sharded_parameters_are_refused(make_recipe, make_trainer, monkeypatch, kind):
     made = transformers.Trainer.create_accelerator_and_postprocess
@@ -470,3 +480,14 @@ def test_a_training_of_one_step_learns(make_recipe, make_trainer):
     assert trainer.state.global_step == 1
     after = dict(trainer.model.named_parameters())
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_line_of_several_steps_has_their_mean(make_recipe, make_trainer):
+    trainer = make_trainer(make_recipe(training={"logging_steps": 3}))
+    trainer.train()
+    config = trainer.model.config
+    weights = {name: getattr(config, f"{name}_weight") for name in ("invariant", "domain", "mi", "router")}
+    (line,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert line["step"] == 3
+    terms = {"lm": 1.0, **weights}
+    assert line["loss"] == pytest.approx(sum(w * line[f"loss_{name}"] for name, w in terms.items() if w), abs=1e-4)

@@ -19,13 +19,16 @@ from iclm.errors import ConfigurationError, DataError
 from iclm.recipe import DataSource, SectionT
 
 
-def read_source(source: DataSource) -> list[Example]:
+def read_source(source: DataSource, otherwise: str | None = None) -> list[Example]:
     """The examples of one source, each with its domain.
+
+    Args:
+        otherwise: the domain of rows for which neither they nor the source name one; None means the name of the file or data set.
 
     Raises:
         DataError, ConfigurationError: a file or an option that cannot be used.
     """
-    return _named(source, _examples(source))
+    return _named(source, _examples(source), otherwise)
 
 
 def _examples(source: DataSource) -> list[Example]:
@@ -33,10 +36,10 @@ def _examples(source: DataSource) -> list[Example]:
     return _generated(source) if source.generated else _read(source)
 
 
-def _named(source: DataSource, found: list[Example]) -> list[Example]:
-    """The examples with what the source says of all of them: the domain that its file or data set names, chat and score."""
+def _named(source: DataSource, found: list[Example], otherwise: str | None = None) -> list[Example]:
+    """The examples with what the source says of all of them: the domain of those that name none, chat and score."""
     if any(example.domain is None for example in found):
-        name = str(source.dataset) if source.file is None else source.file.stem
+        name = otherwise or (str(source.dataset) if source.file is None else source.file.stem)
         found = [replace(example, domain=name) if example.domain is None else example for example in found]
     if not source.chat and source.score == "sum":
         return found
@@ -239,9 +242,9 @@ def problem_kind(path: Path) -> str | None:
     return "RAVEN" if start[:1] == b"{" and b'"panels"' in start and b'"input"' not in start else None
 
 
-def rendering(file: Path, columns: Any, format: str | None) -> str | None:
-    """How a file is rendered where `format` is asked of several: as it says, if it holds problems; rows are taken as they are."""
-    return format if columns is None and problem_kind(file) is not None else None
+def holds_problems(file: Path, columns: Any) -> bool:
+    """Whether a file, whose columns are mapped so, holds problems that are rendered; rows are taken as they are."""
+    return columns is None and problem_kind(file) is not None
 
 
 def read_sources(sources: Sequence[DataSource]) -> list[Example]:

@@ -63,6 +63,7 @@ def routing_section(run: Run, sides: Sequence[Side]) -> Section:
         "router": config.router,
         "learned": isinstance(run.model.router, LearnedRouter),
         "level": config.router_level,
+        "trained": list(run.domains),
     }
     for side in sides:
         domains = side.domains
@@ -336,7 +337,8 @@ def diagnose(
         progress: makes a progress callback from a title and a total.
 
     Returns:
-        A JSON object: `run`, `method`, `domains`, `modules`, `names`, `data`, and a section under each name.
+        A JSON object: `run`, `method`, `domains`, `unknown_domains` (that the run was not trained on), `modules`, `names`, `data`, and a
+        section under each name.
 
     Raises:
         ICLMError: a source that cannot be used, or a model that has diverged.
@@ -350,6 +352,7 @@ def diagnose(
         "run": str(run.folder),
         "method": run.model.config.method,
         "domains": list(run.domains),
+        "unknown_domains": run.unknown(name for side in sides for name in side.domains.tolist()),
         "modules": list(run.model.config.module_names),
         "names": run.names,
         "data": {side.name: side.sources for side in sides},

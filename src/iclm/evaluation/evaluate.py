@@ -56,7 +56,7 @@ def module_names(model: ICLMForCausalLM, wanted: str, *, oracle: bool = False) -
         oracle: the mixture is routed by the true domain.
 
     Raises:
-        ConfigurationError: there is no such module.
+        ConfigurationError: there is no such module, or one alone is to be routed.
     """
     names = tuple(model.config.module_names) if wanted == "all" else (model.config.place(wanted),)
     for name in names:
@@ -64,6 +64,10 @@ def module_names(model: ICLMForCausalLM, wanted: str, *, oracle: bool = False) -
     if oracle:
         if model.config.num_domains == 0:
             raise ConfigurationError("oracle routing needs domain modules; this run is plain LoRA")
+        if "mixture" not in names:
+            raise ConfigurationError(
+                f"oracle routing is of the mixture, and {wanted!r} is one module alone; leave one of the two out"
+            )
         names = tuple("oracle" if name == "mixture" else name for name in names)
     return names
 
@@ -189,6 +193,39 @@ def greedy(
     return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
 
 
+def _prompts(
+    examples: Sequence[EncodedExample], tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The prompts padded on the left, and their mask, both long [examples, tokens]."""
+    width = max(len(item.prompt) for item in examples)
+    ids = torch.full((len(examples), width), int(tokenizer.pad_token_id), device=device)
+    mask = torch.zeros_like(ids)
+    for row, item in enumerate(examples):
+        ids[row, width - len(item.prompt) :] = torch.tensor(item.prompt, device=device)
+        mask[row, width - len(item.prompt) :] = 1
+    return ids, mask
+
+
+@torch.inference_mode()
+def prompt_routes(
+    model: ICLMForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[EncodedExample],
+    batch_size: int = 16,
+) -> np.ndarray:
+    """The router's first choice for each prompt, int [n]; empty where there is no router, or it does not choose by the prompt alone."""
+    if model.router is None or model.config.router_level != "input" or model.config.router == "oracle":
+        return np.zeros(0, dtype=int)
+    was_training = model.training
+    model.eval()
+    try:
+        parts = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+        routes = [model.route(*_prompts(part, tokenizer, model.device)) for part in parts]
+    finally:
+        model.train(was_training)
+    return torch.cat([route.indices[:, 0] for route in routes if route is not None]).cpu().numpy()
+
+
 @torch.inference_mode()
 def evaluate_generation(
     model: ICLMForCausalLM,
@@ -225,13 +262,7 @@ def evaluate_generation(
     try:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            width = max(len(examples[i].prompt) for i in chosen)
-            ids = torch.full((len(chosen), width), int(tokenizer.pad_token_id), device=device)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(chosen):
-                prompt = torch.tensor(examples[i].prompt, device=device)
-                ids[row, width - len(prompt) :] = prompt
-                mask[row, width - len(prompt) :] = 1
+            ids, mask = _prompts([examples[i] for i in chosen], tokenizer, device)
             extra: dict[str, Any] = {"module": module}
             if by_domain:
                 extra = {"route": torch.tensor([examples[i].domain for i in chosen], device=device)}

@@ -13,10 +13,19 @@ import torch
 from iclm.data.acre import FORMATS, OBJECTS
 from iclm.data.collation import EncodedExample, encode, problems_of, prompt_text, tokenise
 from iclm.data.example import Example, Message
-from iclm.data.loading import problem_kind, read_source, rendering, source_name
+from iclm.data.loading import holds_problems, problem_kind, read_source, source_name
 from iclm.errors import ConfigurationError, DataError
-from iclm.evaluation.evaluate import ModuleResult, evaluate, evaluate_generation, greedy, module_names, routing_of
+from iclm.evaluation.evaluate import (
+    ModuleResult,
+    evaluate,
+    evaluate_generation,
+    greedy,
+    module_names,
+    prompt_routes,
+    routing_of,
+)
 from iclm.evaluation.independence import independence_report
+from iclm.evaluation.losses import answer_losses
 from iclm.evaluation.runs import Run, check_finite, context_length
 from iclm.model import Route
 from iclm.model.configuration_iclm import describe
@@ -45,6 +54,7 @@ def evaluation_source(
     """The source that a `--data` argument names: FILE or FILE=DOMAIN.
 
     `columns` maps the columns of a table (YAML), `score` is that of a choice: sum or mean. A domain that is the name of a format is also how ACRE problems are rendered, unless `format` says otherwise.
+    What the name of a file of problems mentions is their domain; rows may name their own (`read_for`).
 
     Raises:
         ConfigurationError: an option that does not fit.
@@ -53,9 +63,9 @@ def evaluation_source(
     if Path(argument).exists():  # a file name may hold an equals sign
         path, equals, domain = argument, "", ""
     file = Path(path if equals else argument)
-    name = domain if equals else guess_domain(file, list(run.domains))
-    if format is None and name in FORMATS and file.suffix == ".json":
-        format = name
+    guess = domain if equals else guess_domain(file, list(run.domains))
+    if format is None and guess in FORMATS and file.suffix == ".json":
+        format = guess
     if format is not None and format not in FORMATS:
         raise ConfigurationError(f"format is {format!r}; use symbolic or text")
     if objects not in OBJECTS:
@@ -66,8 +76,8 @@ def evaluation_source(
     return DataSource.model_validate(
         {
             "file": file,
-            "domain": name or None,
-            "format": rendering(file, mapping, format),
+            "domain": (guess if equals or holds_problems(file, mapping) else None) or None,
+            "format": format if holds_problems(file, mapping) else None,
             "objects": objects,
             "limit": limit,
             "columns": mapping,
@@ -85,12 +95,18 @@ def evaluation_sources(arguments: Sequence[str], run: Run, *, ask: str = "letter
         options: as of `evaluation_source`, for all files.
 
     Raises:
-        ConfigurationError: an option that does not fit, or panels are asked for and no file is of RAVEN problems.
+        ConfigurationError: an option that does not fit, or is for files of problems where no file is such.
         DataError: a file that cannot be read.
     """
     if ask not in ASKED:
         raise ConfigurationError(f"--ask is {ask!r}; use letter or panel")
     sources = [evaluation_source(argument, run, **options) for argument in arguments]
+    for name, option in (("format", "--format"), ("objects", "--strict")):
+        asked_for = options.get(name) not in (None, "official")
+        if sources and asked_for and not any(s.file and holds_problems(s.file, s.columns) for s in sources):
+            raise ConfigurationError(
+                f"{option} is for files of problems, and {', '.join(arguments)} are none; leave it out"
+            )
     if ask == "panel":
         of_raven = [s.columns is None and s.file is not None and problem_kind(s.file) == "RAVEN" for s in sources]
         if not any(of_raven):
@@ -101,8 +117,11 @@ def evaluation_sources(arguments: Sequence[str], run: Run, *, ask: str = "letter
 
 
 def read_for(run: Run, source: DataSource) -> list[EncodedExample]:
-    """Read and tokenise a source for a run; raises `DataError` if it holds no example."""
-    examples = read_source(source)
+    """Read and tokenise a source for a run; raises `DataError` if it holds no example.
+
+    Rows that name no domain are of the one that the name of their file mentions.
+    """
+    examples = read_source(source, None if source.file is None else guess_domain(source.file, list(run.domains)))
     if not examples:
         raise DataError(f"{source_name(source)}: there is no example in it")
     return encode(examples, run.tokenizer, domains=run.domains, max_tokens=context_length(run.model))
@@ -115,6 +134,7 @@ def evaluate_run(
     module: str = "mixture",
     routing: str = "learned",
     generate: bool = False,
+    loss: bool = False,
     max_new_tokens: int | None = None,
     independence: bool = False,
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
@@ -125,12 +145,14 @@ def evaluate_run(
         module: a module's name, or "all".
         routing: "learned", or "oracle": the mixture is routed by the true domain.
         generate: answers by greedy decoding instead of choice scoring.
+        loss: that of the answers in nats a token, instead of accuracy; answers need no choices (`iclm.evaluation.losses`).
         independence: also every measure of the independence of the invariant and the routed domain module's states.
         progress: makes a progress callback from a title and a total.
 
     Returns:
         A JSON object: for each source, and each domain in it, `file`, `domain`, `modules` and figures under `data`; what a
-        user calls each domain module under `names`; and `routing` and, where asked for, `independence` over all sources.
+        user calls each domain module under `names`; domains that the run was not trained on under `unknown_domains`; and
+        `routing` and, where asked for, `independence` over all sources.
 
     Raises:
         ICLMError: a source or an option that cannot be used.
@@ -139,9 +161,13 @@ def evaluate_run(
     if routing not in ("learned", "oracle"):
         raise ConfigurationError(f"routing is {routing!r}; use learned or oracle")
     names = module_names(run.model, module, oracle=routing == "oracle")
-    if independence and (generate or names[0] not in ("mixture", "oracle") or run.model.aggregator is None):
+    if loss and generate:
         raise ConfigurationError(
-            "independence is measured on a mixture of both sides, by scoring; leave out --generate and single modules, "
+            "--loss is of the answers that the data give, --generate of the model's own; leave one of the two out"
+        )
+    if independence and (generate or loss or names[0] not in ("mixture", "oracle") or run.model.aggregator is None):
+        raise ConfigurationError(
+            "independence is measured on a mixture of both sides, by scoring; leave out --generate, --loss and single modules, "
             "and give a run that has an invariant and domain modules"
         )
     encoded = [part for source in sources for part in _by_domain(source_name(source), read_for(run, source))]
@@ -153,14 +179,21 @@ def evaluate_run(
         tick = None
         if progress is not None:
             tick = progress(row["file"], len(examples) * (len(names) if generate else 1))
+        found: list[ModuleResult] = []
         if generate:
-            found: list[ModuleResult] = []
             for name in names:
                 result, _ = evaluate_generation(
                     run.model, run.tokenizer, examples, name, max_new_tokens=max_new_tokens, progress=tick
                 )
                 found.append(result)
             row["n"] = len(examples)
+            if "mixture" in names:
+                routes.append(prompt_routes(run.model, run.tokenizer, examples))
+        elif loss:
+            pad, end = run.tokenizer.pad_token_id, run.tokenizer.eos_token_id
+            losses, chosen = answer_losses(run.model, examples, names, pad=pad, end=end, progress=tick)
+            row |= {"n": len(examples), "modules": [result.to_dict() for result in losses]}
+            routes.append(chosen)
         else:
             pad = run.tokenizer.pad_token_id
             found, figures = evaluate(
@@ -171,12 +204,13 @@ def evaluate_run(
             if "states" in figures:
                 states.append(figures.pop("states"))
             row |= figures
-        row["modules"] = [result.to_dict() for result in found]
+        row.setdefault("modules", [result.to_dict() for result in found])
         rows.append(row)
     report: dict[str, Any] = {"run": str(run.folder), "method": run.model.config.method, "data": rows}
     report["names"] = run.names
-    report["answers"] = "greedy decoding" if generate else "likeliest choice"
-    if routes:
+    report["unknown_domains"] = run.unknown(domain_name(item) for _, examples in encoded for item in examples)
+    report["answers"] = "greedy decoding" if generate else "loss" if loss else "likeliest choice"
+    if routes and all(len(found) and (found >= 0).all() for found in routes):
         together = [item for _, examples in encoded for item in examples]
         report["routing"] = routing_of(np.concatenate(routes), together, run.model.config.num_domains)
     if states:

@@ -60,6 +60,10 @@ class Run:
             numbers.setdefault(name, 1 + max(numbers.values(), default=-1))
         return numbers
 
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """Those of some domain names that the run was not trained on, each once."""
+        return sorted(set(names) - set(self.domains))
+
     @property
     def names(self) -> dict[str, str]:
         """What a user calls each domain module, by its place: {"domain_0": "symbolic", ...}."""

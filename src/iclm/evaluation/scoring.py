@@ -315,8 +315,8 @@ def require_domains(examples: Sequence[EncodedExample], num_domains: int) -> Non
     for item in examples:
         if not 0 <= item.domain < num_domains:
             raise ConfigurationError(
-                f"{item.example.source or 'an example'}: oracle routing needs one of {num_domains} domains; "
-                f"its domain is {item.example.domain!r}"
+                f"{item.example.source or 'an example'}: oracle routing needs one of the {num_domains} domains that the modules learned; "
+                f"its domain is {item.example.domain!r}; say FILE=DOMAIN, or name the domain in its row, where it is one of them"
             )
 
 

@@ -164,7 +164,7 @@ class Side:
     """The examples of one side, "iid" or "ood", and how they were answered.
 
     Attributes:
-        sources: what they were read from, with n and domain.
+        sources: what they were read from, with n and how many are of each domain.
         examples: all of them.
         scores: of the mixture and of every module.
         correct: by module, and for "base", the untouched base model: whether each answer was right, bool [n].
@@ -250,7 +250,8 @@ def answered_side(
         if limit is not None:
             source = source.model_copy(update={"limit": min(limit, source.limit or limit)})
         found = read_for(run, source)
-        rows.append({"source": source_name(source), "domain": domain_name(found[0]), "n": len(found)})
+        domains = dict(Counter(map(domain_name, found)))
+        rows.append({"source": source_name(source), "domains": domains, "n": len(found)})
         examples += found
     model, pad = run.model, run.tokenizer.pad_token_id
     both = model.config.num_domains > 0 and 0 in model.config.modules

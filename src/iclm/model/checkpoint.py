@@ -110,10 +110,9 @@ def read_config(folder: Path) -> ICLMConfig:
 
 def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder} is no folder with a saved ICLM; one on the hub must be downloaded first: give the folder that "
-            f"huggingface_hub.snapshot_download({str(folder)!r}) returns"
-        )
+        on_hub = len(folder.parts) == 2 and not folder.is_absolute() and not folder.parent.is_dir()
+        hint = f"; one on the hub must be downloaded first: give the folder that huggingface_hub.snapshot_download({str(folder)!r}) returns"
+        raise CheckpointError(f"{folder} is no folder with a saved ICLM{hint if on_hub else ''}")
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import GenerationMixin
+from transformers.generation import GenerationMode
 
+from iclm.errors import ConfigurationError
 from iclm.model.cache import can_cache
 from iclm.model.plan import Route
 
@@ -34,6 +36,15 @@ class RoutedGenerationMixin(GenerationMixin):
         if not can_cache(self.base):  # type: ignore[attr-defined]
             generation_config.use_cache = model_kwargs["use_cache"] = False
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    def _validate_generation_mode(self, generation_mode: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; guesses that are taken back are refused, as the rows and the route of a cache cannot be."""
+        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+            raise ConfigurationError(
+                "assisted generation (assistant_model, prompt_lookup_num_tokens) takes back tokens, which the cache of an ICLM "
+                "cannot; leave it out"
+            )
+        super()._validate_generation_mode(generation_mode, *args, **kwargs)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -101,8 +101,9 @@ def _routing(section: dict[str, Any]) -> Iterator[Verdict]:
             words = "one domain module or one domain: there is nothing to tell apart"
             yield _missing("routing", f"routing accuracy{place}", words)
         else:
-            # a domain that this side lacks leaves a module without work, as it should
-            missing = max(0, len(section["iid"]["domains"]) - len(found["domains"]))
+            # a domain that was trained on and that this side lacks leaves a module without work, as it should
+            trained = section.get("trained", section["iid"]["domains"])
+            missing = len(set(trained) - set(found["domains"]))
             yield _collapse(found, place, missing)
             yield _agreement(found, place)
 

@@ -114,9 +114,7 @@ def evaluation_table(report: dict[str, Any]) -> Table:
         table.add_column(kind, justify="right")
     for row in report["data"]:
         for found in row["modules"]:
-            name = report.get("names", {}).get(found["module"], found["module"])
-            module = found["module"] if name == found["module"] else f"{found['module']} ({name})"
-            cells = [row["file"], row["domain"] or "–", module, str(found["n"]), share(found)]
+            cells = [row["file"], row["domain"] or "–", _module(report, found["module"]), str(found["n"]), share(found)]
             if partial:
                 cells.append(share(found["partial"]))
             by_kind = found.get("by_kind", {})
@@ -126,6 +124,30 @@ def evaluation_table(report: dict[str, Any]) -> Table:
             empty = [""] * (len(kinds) + partial)
             table.add_row(row["file"], "", "majority answer", str(row["n"]), f"{row['majority']['value']:.2f}", *empty)
     return table
+
+
+def loss_table(report: dict[str, Any]) -> Table:
+    """The table of `iclm evaluate --loss`: a row for each file and module."""
+    table = Table(title=f"loss of the answers, nats a token [95% interval], of {report['run']}")
+    for name in ("data", "domain", "module"):
+        table.add_column(name)
+    for name in ("n", "tokens", "loss", "perplexity"):
+        table.add_column(name, justify="right")
+    for row in report["data"]:
+        for found in row["modules"]:
+            ends = "" if found["low"] is None else f" [{found['low']:.3f} {found['high']:.3f}]"
+            counts, values = (
+                (f"{found['n']:,}", f"{found['tokens']:,}"),
+                (f"{found['loss']:.3f}{ends}", f"{found['perplexity']:.4g}"),
+            )
+            table.add_row(row["file"], row["domain"] or "–", _module(report, found["module"]), *counts, *values)
+    return table
+
+
+def _module(report: dict[str, Any], module: str) -> str:
+    """What a row calls a module: its place, and what a user calls it."""
+    name = report.get("names", {}).get(module, module)
+    return module if name == module else f"{module} ({name})"
 
 
 def modules_table(rows: list[dict[str, Any]]) -> Table:

@@ -91,7 +91,8 @@ class ICLMTrainer(Trainer):
         kwargs: passed on to the Trainer.
 
     Raises:
-        ConfigurationError: label smoothing or a loss of one's own is asked for, or FSDP or DeepSpeed, which shard parameters.
+        ConfigurationError: a data set is no sequence of packs; a collator, label smoothing or a loss of one's own is given; or FSDP
+            or DeepSpeed is asked for, which shard parameters.
     """
 
     model: ICLMForCausalLM
@@ -116,6 +117,14 @@ class ICLMTrainer(Trainer):
             raise ConfigurationError(
                 f"label_smoothing_factor is {args.label_smoothing_factor}; the losses of an ICLM are its own, and know no smoothing"
             )
+        for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if data is not None and len(data) > 0 and not isinstance(data[0], Pack):
+                raise ConfigurationError(
+                    f"{name} holds {type(data[0]).__name__}, not packs (iclm.data.collation.training_packs makes them); for rows of "
+                    "input_ids and labels use transformers' own Trainer, after model.fit_router"
+                )
+        if "data_collator" in kwargs:
+            raise ConfigurationError("data_collator is given; ICLMTrainer collates packs itself: leave it out")
         if kwargs.get("compute_loss_func") is not None:
             raise ConfigurationError(
                 "compute_loss_func is given; the losses of an ICLM are its own: leave it out, or override compute_loss in a subclass"

@@ -11,7 +11,7 @@ from iclm.data.audit.report import AuditReport
 from iclm.data.audit.run import audit
 from iclm.data.audit.strategies import STRATEGIES
 from iclm.data.example import Example
-from iclm.data.loading import read_source, rendering
+from iclm.data.loading import holds_problems, read_source
 from iclm.errors import ConfigurationError
 from iclm.recipe import DataSource, parse_columns
 
@@ -51,7 +51,7 @@ def audit_files(
         name = name if equals else file.name
         if name in splits:
             raise ConfigurationError(f"two files are named {name!r}; write NAME={file} for one of them")
-        rendered = rendering(file, mapping, format)
+        rendered = format if holds_problems(file, mapping) else None
         source = {"file": file, "format": rendered, "objects": objects, "limit": limit, "columns": mapping}
         splits[name] = read_source(DataSource.model_validate(source))
     tick = progress("strategies", len(splits) * len(STRATEGIES)) if progress is not None else None
