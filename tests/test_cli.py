@@ -341,7 +341,9 @@ def test_a_domain_that_the_run_does_not_know_is_said_to_be_unknown(iclm, workpla
         found = iclm(
             command, "run", "--data", "IID_val_text.jsonl=Text", "--data", "IID_val_symbolic.jsonl", "--limit", 4
         )
-        assert found.code == 0 and "was not trained on 'Text', but on symbolic, text; say FILE=DOMAIN" in found.err
+        assert (
+            found.code == 0 and "was not trained on 'Text', but on symbolic, text; say --data FILE=DOMAIN" in found.err
+        )
 
 
 def test_a_plan_that_cannot_be_made_is_one_line(iclm, workplace):

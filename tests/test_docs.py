@@ -8,7 +8,7 @@ import pytest
 
 from iclm.data import raven
 from iclm.recipe import DataSource
-from iclm.report.study_cells import signed
+from iclm.report.study_cells import difference, signed
 from iclm.studies.study.rows import from_bits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,7 +224,7 @@ def by_seed(path, methods=("lora", "iclm")):
 
 
 def test_what_the_same_seed_twice_differs_by_is_what_was_found():
-    methods = ("lora", "iclm")
+    methods = ("lora", "iclm", "iclm-no-mi", "lora-wide")
     before = by_seed(ROOT / "results" / "rounding" / "acre-bfloat16.jsonl", methods)
     now = by_seed(ROOT / "results" / "study" / "results.jsonl", methods)
     assert before.keys() == now.keys() and len(now) == 2 * 5 * len(methods)
@@ -254,6 +254,12 @@ def test_what_the_same_seed_twice_differs_by_is_what_was_found():
         "the ICLM was {} ahead of LoRA in and {} out of distribution then, and is {} and {} ahead now".format(*ahead)
         in text
     )
+    sides = (False, True)
+    of_a_mean = max(abs(mean(now, m, far) - mean(before, m, far)) for m in methods for far in sides)
+    of_a_difference = max(abs(float(ahead[far]) - float(ahead[2 + far])) for far in sides)
+    results = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    said = "moved by up to {:.2f}, a mean of five seeds by up to {:.3f}, and the difference of two such means by {:.3f}"
+    assert said.format(max(moved.values()), of_a_mean, of_a_difference).replace(" 0.", " .") in results
 
 
 def block_of(name, page="results.md"):
@@ -286,7 +292,7 @@ def test_what_the_text_says_of_ablations_is_what_was_found():
 
 
 def comparisons():
-    """By data, score, question, method, module and whether out of distribution, the difference that was found, of all questions in the published rendering."""
+    """By data, score, question, method, module and whether out of distribution, what was found of all questions together."""
     found = json.loads((ROOT / "results" / "study" / "comparisons.json").read_text(encoding="utf-8"))
     return {
         (
@@ -298,8 +304,7 @@ def comparisons():
             row["group"] == "out of distribution",
         ): row
         for row in found["comparisons"]
-        if (row["kind"], row["format"], row["strict"]) == (None, None, False)
-        and row["group"] in ("in distribution", "out of distribution")
+        if (row["kind"], row["format"]) == (None, None) and row["group"] in ("in distribution", "out of distribution")
     }
 
 
@@ -323,16 +328,21 @@ def test_the_answers_say_what_was_found():
     }.items():
         assert said.format(*values) in text
     headline = [key for key in found if key[2:5] == ("reference", "iclm", "mixture")]
-    assert len(headline) == 10 and all(found[key]["low"] <= 0 <= found[key]["high"] for key in headline)
+    assert len(headline) == 12 and all(found[key]["low"] <= 0 <= found[key]["high"] for key in headline)
     both = ("iclm", "iclm-no-mi")
     alone = [
         abs(found[(*place[:2], "module", m, "invariant", place[2])]["difference"])
         for m in both
-        for place in (*acre, *raven)
+        for place in (*acre, *raven, *(("raven", "mean", far) for far in (False, True)))
     ]
     assert f"The invariant module is within {max(alone):.3f} of the mixture" in text
     routed = [-found[(*place[:2], "module", m, "routed", place[2])]["difference"] for m in both for place in acre]
     assert f"and {min(routed):.3f} to {max(routed):.3f} behind it on ACRE" in text
+
+
+def hundredths(value):
+    """Two decimals as the text has them: .19, −.02."""
+    return f"{value:.2f}".replace("-", "−").replace("0.", ".")
 
 
 def test_what_is_said_to_be_told_apart_was_found():
@@ -341,23 +351,53 @@ def test_what_is_said_to_be_told_apart_was_found():
     told = {
         (row["method"], row["format"], row["group"]): row for row in rows if row["data"] == "acre" and not row["strict"]
     }
-
-    def shares(form, group):
-        return [
-            f"{told[m, form, group]['value']:.2f}".replace("-", "−").replace("0.", ".")
-            for m in ("lora", "iclm", "iclm-oracle")
-        ]
-
-    symbols, words = (
-        [shares(form, group) for group in ("in distribution", "out of distribution")] for form in ("symbolic", "text")
+    methods, sides = (
+        ("lora", "lora-wide", "iclm", "iclm-no-mi", "iclm-oracle"),
+        ("in distribution", "out of distribution"),
     )
-    assert (
-        "by {}, {} and {} in distribution and by {}, {} and {} out of it, as text".format(*symbols[0], *symbols[1])
-        in text
-    )
-    assert "as text by {}, {} and {}, and by {}, {} and {}.".format(*words[0], *words[1]) in text
+    spans = []
+    for form in ("symbolic", "text"):
+        for side in sides:
+            found = [told[method, form, side] for method in methods]
+            assert all(row["exact"] and row["low"] <= 0 <= row["high"] for row in found)
+            values = [row["value"] for row in found]
+            spans += [hundredths(min(values)), hundredths(max(values))]
+    said = "answer on more often by {} to {} in distribution and by {} to {} out of it, as text by {} to {} and by {} to {}."
+    assert said.format(*spans) in text
+    assert [key for key in ((m, side) for m in methods for side in sides) if told[key[0], None, key[1]]["low"] > 0] == [
+        ("lora", "in distribution")
+    ]
     whole = told["lora", None, "in distribution"]
-    assert f"LoRA's {whole['value']:.2f}".replace("0.", ".") + " in distribution does" in text
+    assert f"LoRA's {hundredths(whole['value'])} in distribution does" in text
     assert f"([{whole['low']:+.2f} {whole['high']:+.2f}];".replace("0.", ".") in text
-    counting = [told["counting", None, group]["value"] for group in ("in distribution", "out of distribution")]
+    counting = [told["counting", None, group]["value"] for group in sides]
     assert "has {:+.3f} in distribution and {:+.3f} out of it".format(*counting) in text
+
+
+def test_what_the_text_says_of_a_changed_regime_was_found():
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    found = json.loads((ROOT / "results" / "study" / "comparisons.json").read_text(encoding="utf-8"))
+    inside, outside = (
+        next(
+            row
+            for row in found["comparisons"]
+            if (row["data"], row["question"], row["method"], row["group"], row["format"], row["kind"])
+            == ("acre-sys", "reference", "iclm", group, None, "indirect")
+        )
+        for group in ("in distribution", "out of distribution")
+    )
+    assert f"({signed(inside['difference'])} in, {difference(outside)} out of distribution, where p is" in text
+    assert f"where p is {outside['p']:.3f}".replace("is 0.", "is .") in text
+    assert f"and corrected {outside['p_holm']:.3f})".replace("corrected 0.", "corrected .") in text
+    shares = [
+        next(
+            row["mean"]
+            for row in found["figures"]
+            if (row["data"], row["method"], row["module"], row["group"], row["format"], row["kind"])
+            == ("acre-sys", method, "mixture", group, None, "potential")
+        )
+        for group in ("in distribution", "out of distribution")
+        for method in ("iclm", "lora")
+    ]
+    fewer = [hundredths(shares[at] - shares[at + 1]) for at in (0, 2)]
+    assert "fewer of the potential ones ({}, {})".format(*fewer) in text

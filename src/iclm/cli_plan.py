@@ -42,15 +42,16 @@ def plan(
     from iclm.report.plan import plan_lines, plan_table
     from iclm.studies.plan.plan import plan as predict
 
-    said: list[str] = []
+    told = False
     with progress_bars() as bars:
 
         def tick(title: str, total: int) -> Callable[..., None]:
-            if not said:  # not before the settings are found right
-                said.append(
+            nonlocal told
+            if not told:  # not before the settings are found right
+                note(
                     "real training steps of one and three layers are measured; that takes minutes where layers are large"
                 )
-                note(said[0])
+                told = True
             return bars(title, total)
 
         found = predict(

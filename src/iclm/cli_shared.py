@@ -53,7 +53,7 @@ def note_unknown(names: Sequence[str], run: Any) -> None:
     if names and run.model.config.num_domains > 0:
         said = ", ".join(map(repr, names))
         note(
-            f"the run was not trained on {said}, but on {', '.join(run.domains)}; say FILE=DOMAIN where it is one of them"
+            f"the run was not trained on {said}, but on {', '.join(run.domains)}; say --data FILE=DOMAIN where it is one of them"
         )
 
 

@@ -191,8 +191,6 @@ def far_and_near(counts):
 
 
 def test_a_module_is_opened_for_more_than_the_share_alone():
-    from iclm.studies.continual.novelty import Calibration, whole_task
-    from iclm.studies.continual.recipe import Novelty
 
     calibration = Calibration([torch.zeros(2)], [[1.0]], [1], 2)
     unit, share = whole_task(
@@ -202,8 +200,6 @@ def test_a_module_is_opened_for_more_than_the_share_alone():
 
 
 def test_new_prompts_are_looked_at_once_more_and_do_not_pile_up():
-    from iclm.studies.continual.novelty import Calibration, segment
-    from iclm.studies.continual.recipe import Novelty
 
     points = far_and_near([56, 8, *[24, 8] * 5])
     units, shares = segment(Calibration(), points, [n // 4 for n in range(len(points))], Novelty(chunk=32))
@@ -213,8 +209,6 @@ def test_new_prompts_are_looked_at_once_more_and_do_not_pile_up():
 
 def test_what_is_new_after_a_task_is_asked_of_prompts_that_its_code_never_saw():
     from iclm.studies.continual.boundaries import FRESH, _curve
-    from iclm.studies.continual.novelty import held_out
-    from iclm.studies.continual.recipe import Novelty
 
     examples = [item(n, f"p{n}") for n in range(16)]
     fresh = held_out(range(16), FRESH)

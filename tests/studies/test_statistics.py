@@ -272,7 +272,7 @@ def test_seeds_that_disagree_widen_the_difference_of_two_shares():
     assert (found.low, found.high) == (pytest.approx(2 / 3 - 4.30265 / 3, abs=1e-4), 1.0)
 
 
-def test_resamples_are_those_of_another_process_too():
+def test_resamples_that_are_drawn_again_are_the_same():
     from iclm.studies.study.statistics import _weights
 
     found = []

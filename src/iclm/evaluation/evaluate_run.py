@@ -152,7 +152,8 @@ def evaluate_run(
     Returns:
         A JSON object: for each source, and each domain in it, `file`, `domain`, `modules` and figures under `data`; what a
         user calls each domain module under `names`; domains that the run was not trained on under `unknown_domains`; and
-        `routing` and, where asked for, `independence` over all sources.
+        `routing` (by generation not of routes by token, nor of the true domains' own) and, where asked for, `independence` over all
+        sources.
 
     Raises:
         ICLMError: a source or an option that cannot be used.
@@ -187,7 +188,7 @@ def evaluate_run(
                 )
                 found.append(result)
             row["n"] = len(examples)
-            if "mixture" in names:
+            if "mixture" in names or len(names) > 1:  # as in scoring: judged also where the true domain chooses
                 routes.append(prompt_routes(run.model, run.tokenizer, examples))
         elif loss:
             pad, end = run.tokenizer.pad_token_id, run.tokenizer.eos_token_id

@@ -97,7 +97,8 @@ def answer_losses(
     was_training = model.training
     model.eval()
     try:
-        scores = score(model, asked, modules=modules, pad=pad, progress=progress)
+        # logits of the whole vocabulary are held for every token of a batch's answers, which may be long
+        scores = score(model, asked, modules=modules, pad=pad, tokens_per_batch=1024, progress=progress)
     finally:
         model.train(was_training)
     problems, counts = problems_of(examples), [len(answer) for answer in answers]

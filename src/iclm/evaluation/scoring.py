@@ -262,7 +262,7 @@ def _require_choices(examples: Sequence[EncodedExample]) -> None:
     for item in examples:
         if not item.choices:
             raise DataError(
-                f"{item.example.source or 'an example'} has no choices to score; free answers are decoded (iclm evaluate --generate)"
+                f"{item.example.source or 'an example'} has no choices to score; free answers have a loss (iclm evaluate --loss) and can be decoded (--generate)"
             )
 
 

@@ -83,6 +83,7 @@ def module_label(module: str) -> str:
 
 
 def numbers(values: Iterable[int]) -> str:
+    """Counts one after the other, for instance "2,442,240, 3,744,768"."""
     return ", ".join(f"{value:,}" for value in values)
 
 

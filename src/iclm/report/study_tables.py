@@ -116,7 +116,8 @@ class _Part:
         against = self.against_reference()
         header, rows = ["method", "seeds"], []
         for method, module in self.methods():
-            (seeds, *_) = (f["seeds"] for f in self.figures if (f["method"], f["module"]) == (method, module))
+            # a method's seeds are the same in every group
+            seeds = next(f["seeds"] for f in self.figures if (f["method"], f["module"]) == (method, module))
             rows.append([method, NONE if seeds == [None] else str(len(seeds))])
         for group in pools:
             header.append(group["group"] if group["kind"] is None else group["kind"])

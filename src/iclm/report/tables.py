@@ -136,11 +136,14 @@ def loss_table(report: dict[str, Any]) -> Table:
     for row in report["data"]:
         for found in row["modules"]:
             ends = "" if found["low"] is None else f" [{found['low']:.3f} {found['high']:.3f}]"
-            counts, values = (
-                (f"{found['n']:,}", f"{found['tokens']:,}"),
-                (f"{found['loss']:.3f}{ends}", f"{found['perplexity']:.4g}"),
-            )
-            table.add_row(row["file"], row["domain"] or "–", _module(report, found["module"]), *counts, *values)
+            cells = [
+                row["file"],
+                row["domain"] or "–",
+                _module(report, found["module"]),
+                f"{found['n']:,}",
+                f"{found['tokens']:,}",
+            ]
+            table.add_row(*cells, f"{found['loss']:.3f}{ends}", f"{found['perplexity']:.4g}")
     return table
 
 

@@ -118,12 +118,14 @@ class ICLMTrainer(Trainer):
                 f"label_smoothing_factor is {args.label_smoothing_factor}; the losses of an ICLM are its own, and know no smoothing"
             )
         for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            if data is not None and len(data) > 0 and not isinstance(data[0], Pack):
+            sized = hasattr(data, "__len__") and not isinstance(data, dict)
+            if data is not None and not (sized and (len(data) == 0 or isinstance(data[0], Pack))):
+                held = type(data[0]).__name__ if sized else f"no sequence but a {type(data).__name__}"
                 raise ConfigurationError(
-                    f"{name} holds {type(data[0]).__name__}, not packs (iclm.data.collation.training_packs makes them); for rows of "
+                    f"{name} holds {held}, not packs (iclm.data.collation.training_packs makes them); for rows of "
                     "input_ids and labels use transformers' own Trainer, after model.fit_router"
                 )
-        if "data_collator" in kwargs:
+        if kwargs.pop("data_collator", None) is not None:
             raise ConfigurationError("data_collator is given; ICLMTrainer collates packs itself: leave it out")
         if kwargs.get("compute_loss_func") is not None:
             raise ConfigurationError(
