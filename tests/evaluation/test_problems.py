@@ -131,31 +131,17 @@ def test_every_group_weighs_the_same_in_the_probe():
     assert (found.accuracy, found.chance) == (0.2, 0.8)  # two groups of the one domain, ten of the other
 
 
-def test_the_advantage_of_a_route_knows_of_problems():
+def test_the_swap_of_modules_knows_of_problems():
     rng = np.random.default_rng(0)
     examples = [item(n, f"p{n // 4}") for n in range(40)]
-    good = np.repeat(rng.random(10) < 0.7, 4)
+    good, groups = np.repeat(rng.random(10) < 0.7, 4), [n // 4 for n in range(40)]
     one = [np.array([1.0, 0.0]) if right else np.array([0.0, 1.0]) for right in good]
     other = [np.array([0.0, 1.0])] * 40
     scores = Scores({"mixture": one, "route_0": one, "route_1": other}, routes=np.zeros(40, int))
     found = _swap(scores, examples, 2)
-    groups = [n // 4 for n in range(40)]
     assert found.advantage == pytest.approx(paired_difference(good, np.zeros(40), groups))
-
-
-def test_a_row_of_the_swap_knows_of_problems():
-    rng = np.random.default_rng(0)
-    examples = [item(n, f"p{n // 4}") for n in range(40)]
-    good = np.repeat(rng.random(10) < 0.7, 4)
-    one = [np.array([1.0, 0.0]) if right else np.array([0.0, 1.0]) for right in good]
-    other = [np.array([0.0, 1.0])] * 40
-    scores = Scores({"mixture": one, "route_0": one, "route_1": other}, routes=np.zeros(40, int))
-    found = _swap(scores, examples, 2)
-    groups = [n // 4 for n in range(40)]
-    assert (
-        found.routed[0].mixture.effect == pytest.approx(design_effect(good.tolist(), groups))
-        and found.routed[0].n == 40
-    )
+    row = found.routed[0]
+    assert (row.n, row.mixture.effect) == (40, pytest.approx(design_effect(good.tolist(), groups)))
 
 
 def test_the_accuracy_under_an_intervention_knows_of_problems(make_iclm):
