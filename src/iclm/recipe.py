@@ -270,7 +270,7 @@ class TrainingSection(Section):
     start_from: Path | None = None
     """A saved ICLM of the same base and configuration (a run folder or RUN/stages/invariant) to start from; null means afresh."""
     batch_size: int = Field(default=16, ge=1)
-    """Examples in a batch, at most."""
+    """Examples in a batch, at most; with a few thousand examples batches of 4 taught more than batches of 16 (docs/results.md)."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Padded tokens in a batch, at most (a longer sequence is a batch of its own); null means no limit."""
     auto_find_batch_size: bool = False

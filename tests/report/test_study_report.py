@@ -190,10 +190,19 @@ def test_the_headline_has_a_row_for_each_data_set_that_has_both(summary, tables,
 def test_the_papers_figures_stand_in_a_column_of_their_own(summary, tables):
     grid = tables["paper"]
     assert grid.header == ["model", SOURCE, f"ours, acre, {OUT}"] and "LLaMA-2 7B" in SOURCE
-    assert [row[1] for row in grid.rows] == [f"{f.accuracy:.4f}" for f in FIGURES]
+    assert [row[1] for row in grid.rows] == ["–" if f.accuracy is None else f"{f.accuracy:.4f}" for f in FIGURES]
     best = max((figure(summary, "iclm", m) for m in ("invariant", "domain_0", "domain_1")), key=lambda f: f["mean"])
-    ours = [figure(summary, "iclm", "mixture"), figure(summary, "lora", "mixture"), best]
+    ours = [*(figure(summary, *one) for one in (("iclm", "mixture"), ("lora", "mixture"), ("iclm", "invariant"))), best]
     assert [row[2] for row in grid.rows] == [share(f) for f in ours]
+
+
+def test_the_invariant_module_stands_beside_the_paper_where_a_domain_module_is_better(make_collected):
+    modules = {"mixture": 0.5, "invariant": 0.25, "domain_0": 0.9}
+    found = summarise(make_collected({"lora": {"mixture": 0.5}, "iclm": modules}), resamples=FAST)
+    (grid,) = (grid for grid in grids(found) if grid.name == "paper")
+    assert [row[2] for row in grid.rows[2:]] == [
+        share(figure(found, "iclm", name)) for name in ("invariant", "domain_0")
+    ]
 
 
 def test_costs_and_choices_have_tables(tables):
@@ -333,6 +342,22 @@ def test_a_plot_has_a_title_and_named_axes_within_the_page(summary, draw):
     for thing in (*legends, axes.title, axes.xaxis.label, axes.yaxis.label):
         box = thing.get_window_extent(renderer)
         assert page.contains(box.x0, box.y0) and page.contains(box.x1, box.y1)
+
+
+def test_plots_say_how_many_seeds_a_mean_is_of(make_collected):
+    methods = {"lora": {"mixture": 0.5}, "iclm": {"mixture": 0.5}, "iclm-no-mi": {"mixture": 0.4}}
+    found = make_collected(methods, lines={"iclm-no-mi": {"tuned_as": "iclm", "seeds": [0]}})
+    summary = summarise(found, resamples=FAST)
+    accuracy, ablations = (
+        [label.get_text() for label in draw(summary, "acre").axes[0].get_yticklabels()]
+        for draw in (plot_accuracy, plot_ablations)
+    )
+    assert accuracy == ["lora (3 seeds)", "iclm (3 seeds)", "iclm-no-mi (1 seed)"]
+    assert ablations == ["iclm-no-mi − iclm (1 seed)"]
+    legend = {text.get_text() for text in plot_scatter(summary, "acre").axes[0].get_legend().get_texts()}
+    assert set(accuracy) <= legend
+    untouched = {**summary, "figures": [{**entry, "seeds": [None]} for entry in summary["figures"]]}
+    assert "lora" in [label.get_text() for label in plot_accuracy(untouched, "acre").axes[0].get_yticklabels()]
 
 
 def test_bars_reach_over_the_intervals(summary):

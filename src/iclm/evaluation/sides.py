@@ -23,7 +23,7 @@ from iclm.data.collation import EncodedExample, problems_of
 from iclm.data.loading import distribution, source_name
 from iclm.errors import ConfigurationError
 from iclm.evaluation.evaluate_run import domain_name, evaluation_sources, read_for
-from iclm.evaluation.metrics import Accuracy
+from iclm.evaluation.metrics import Accuracy, majority_baseline
 from iclm.evaluation.runs import FINISHED, RECIPE, Run, load_run
 from iclm.evaluation.scoring import Scores, score
 from iclm.model import ICLMForCausalLM
@@ -199,10 +199,10 @@ class Side:
 
     def majority(self) -> dict[str, Any]:
         """Accuracy of always giving the most frequent answer of the domain."""
-        answers: dict[str, Counter[str]] = {}
+        answers: dict[str, list[str]] = {}
         for item in self.examples:
-            answers.setdefault(domain_name(item), Counter())[item.example.answer] += 1
-        best = {name: Accuracy(max(found.values()), sum(found.values())) for name, found in sorted(answers.items())}
+            answers.setdefault(domain_name(item), []).append(item.example.answer)
+        best = {name: majority_baseline(found) for name, found in sorted(answers.items())}
         overall = Accuracy(sum(a.correct for a in best.values()), sum(a.n for a in best.values()))
         return {"overall": overall.to_dict(), "by_domain": {name: found.to_dict() for name, found in best.items()}}
 

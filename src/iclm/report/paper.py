@@ -16,17 +16,18 @@ class PaperFigure:
 
     Attributes:
         label: what it is of.
-        accuracy: the share of right answers.
-        ours: what of a study stands beside it: "iclm", "reference" or "module", the best single module.
+        accuracy: the share of right answers; None where the paper has none.
+        ours: what of a study stands beside it: "iclm", "reference", "invariant", or "module", the best single module.
     """
 
     label: str
-    accuracy: float
+    accuracy: float | None
     ours: str
 
 
 FIGURES = (
     PaperFigure("ICLM", 0.8167, "iclm"),
     PaperFigure("fine-tuned without modules (theirs: the whole model)", 0.7435, "reference"),
+    PaperFigure("the invariant module of an ICLM alone", None, "invariant"),
     PaperFigure("the single module of an ICLM that is best on these questions", 0.8645, "module"),
 )

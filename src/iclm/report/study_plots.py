@@ -11,6 +11,7 @@ of their tokens.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,15 @@ def _bars(figures: list[dict[str, Any]]) -> list[list[float]]:
     ]
 
 
+def _counted(name: str, entries: Iterable[dict[str, Any]]) -> str:
+    """A method, or a difference of two, with the number of seeds that its figures are of; without where it has none."""
+    seeds = {seed for entry in entries for seed in entry["seeds"] if seed is not None}
+    return f"{short(name)} ({len(seeds)} seed{'' if len(seeds) == 1 else 's'})" if seeds else short(name)
+
+
 def _places(axes: Any, names: list[str]) -> None:
     """Names down the vertical axis, the first on top."""
-    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
@@ -94,7 +101,8 @@ def plot_accuracy(part: dict[str, Any], title: str) -> Any:
             markersize=6,
             label=f"{group['group']}{', out of distribution' if group['shifted'] else ''} (n = {group['n']:,})",
         )
-    _places(axes, methods)
+    shown = [f for f in part["figures"] if f["module"] in MAIN]
+    _places(axes, [_counted(method, (f for f in shown if f["method"] == method)) for method in methods])
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("accuracy (share of right answers), mean over seeds with 95% interval")
     axes.set_ylabel("method")
@@ -124,7 +132,7 @@ def plot_scatter(part: dict[str, Any], title: str) -> Any:
             color=COLOURS[number % len(COLOURS)],
             capsize=3,
             markersize=6,
-            label=short(method),
+            label=_counted(method, [x, y]),
         )
     shown = [found[method] for found in (inside, outside) for method in methods]
     low = max(-0.02, min(f["mean"] if f["low"] is None else f["low"] for f in shown) - 0.05)
@@ -174,8 +182,11 @@ def plot_ablations(part: dict[str, Any], title: str) -> Any:
             markersize=6,
             label=f"{group} (n = {here[0]['n']:,})",
         )
-    _places(axes, [f"{method} − {against}" for method, against in names])
-    axes.set_xlabel("difference in accuracy, 95% interval; to the left: the ablation costs")
+    places = [[one for one in found if (one["method"], one["against"]) == pair] for pair in names]
+    _places(axes, [_counted(" − ".join(pair), ones) for pair, ones in zip(names, places, strict=True)])
+    axes.set_xlabel(
+        "difference in accuracy; to the left: the ablation costs\n95% interval, with one seed over problems alone"
+    )
     axes.set_ylabel("ablation")
     axes.grid(axis="x", alpha=0.3)
     axes.set_title(f"What each ablation costs: {title}", fontsize=11)

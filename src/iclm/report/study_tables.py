@@ -318,7 +318,7 @@ def _headline(parts: Sequence[_Part]) -> Grid | None:
 def _paper(summary: dict[str, Any], parts: Sequence[_Part]) -> Grid | None:
     """The paper's figures, beside ours out of distribution on every data set whose test sets are ACRE.
 
-    Ours are those of the method named iclm, of the reference, and of the best of iclm's single modules.
+    Ours are those of the method named iclm, of the reference, of iclm's invariant module, and of the best of its single modules.
     """
     columns = [
         part
@@ -334,19 +334,10 @@ def _paper(summary: dict[str, Any], parts: Sequence[_Part]) -> Grid | None:
         for part in columns:
             found = [f for f in part.figures if (f["group"], f["format"], f["kind"]) == (OUT, None, None)]
             wanted = part.reference if figure.ours == "reference" else OURS
-            single = figure.ours == "module"
-            ours = [
-                f
-                for f in found
-                if f["method"] == wanted
-                and (
-                    f["module"] == "invariant" or f["module"].startswith("domain_")
-                    if single
-                    else f["module"] == "mixture"
-                )
-            ]
+            modules = {"module": ("invariant", "domain_"), "invariant": ("invariant",)}.get(figure.ours, ("mixture",))
+            ours = [f for f in found if f["method"] == wanted and f["module"].startswith(modules)]
             cells.append(share(max(ours, key=lambda f: f["mean"], default=None)))
-        rows.append([figure.label, f"{figure.accuracy:.4f}", *cells])
+        rows.append([figure.label, "–" if figure.accuracy is None else f"{figure.accuracy:.4f}", *cells])
     header = ["model", SOURCE, *(f"ours, {part.title}, {OUT}" for part in columns)]
     return Grid("paper", "the paper's own figures, of another model and size", header, rows)
 
@@ -374,7 +365,9 @@ def grids(summary: dict[str, Any]) -> list[Grid]:
 def setup_line(summary: dict[str, Any]) -> str:
     """What all was run with, in one line."""
     setup = summary["setup"]
-    versions = ", ".join(f"{name} {' and '.join(values)}" for name, values in setup["versions"].items())
+    versions = ", ".join(
+        f"{name} {' and '.join(values)}" for name, values in setup["versions"].items() if name != "source"
+    )
     choosing = sum({(one["tries_on"], one["tries_of"]): one["tries"] for one in summary["chosen"]}.values())
     compared = setup["tries"] - choosing
     others = f", {compared} more compared on validation questions alone" if compared else ""

@@ -8,7 +8,6 @@ every stage is a whole model.
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 import warnings
@@ -56,7 +55,7 @@ from iclm.training.processes import is_first, use_own_gpu, wait_for_all
 from iclm.training.stages import Ramp, Rates, Stage, stages_of
 from iclm.training.start import check_base, names_in, start_from
 from iclm.training.trainer import ICLMTrainer, router_batches
-from iclm.version import __version__
+from iclm.version import software
 
 
 def build_model(recipe: Recipe) -> ICLMForCausalLM:
@@ -252,12 +251,7 @@ def train(
         "device": device_name(model.device),
         "processes": arguments[0].world_size,
         "threads": torch.get_num_threads(),
-        "versions": {
-            "iclm": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": software(),
     }
     values = finite(values)
     if is_first():

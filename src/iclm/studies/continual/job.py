@@ -12,14 +12,12 @@ FOLDER/failed.json    in place of it, where the job failed; gone when it is star
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from filelock import FileLock
 
 from iclm.data.files import atomic_write
@@ -30,7 +28,7 @@ from iclm.studies.continual.sequence import RUN, UNITS, WORK, TaskSequence
 from iclm.studies.study.job import DONE, FAILED, LOCK, ROWS, worker
 from iclm.training.folder import RECIPE, write_record
 from iclm.training.run import device_name, train
-from iclm.version import __version__
+from iclm.version import software
 
 
 def run_joint(sequence: TaskSequence) -> list[dict[str, Any]]:
@@ -84,12 +82,7 @@ def run_job(folder: Path) -> dict[str, Any]:
             "device": device_name(model.device),
             "threads": torch.get_num_threads(),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "versions": {
-                "iclm": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": software(),
         }
         write_record(folder / DONE, done)
         for name in (UNITS, WORK):

@@ -16,7 +16,6 @@ the evaluation of it.
 from __future__ import annotations
 
 import json
-import platform
 import random
 import sys
 import time
@@ -49,7 +48,7 @@ from iclm.studies.study.rows import Outcome, about, answers_of, kinds_of
 from iclm.studies.study.strategy import run_strategy
 from iclm.training.folder import RECIPE
 from iclm.training.run import device_name, train
-from iclm.version import __version__
+from iclm.version import software
 
 SPEC, ROWS, DONE, FAILED, LOCK = "job.json", "rows.jsonl", "done.json", "failed.json", "lock"
 RUN, XLORA = "run", "xlora"
@@ -109,13 +108,7 @@ def run_job(folder: Path) -> dict[str, Any]:
             "processor": processor_name(),
             "threads": torch.get_num_threads(),
             "dtype": outcome.dtype,
-            "versions": {
-                "iclm": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-                **outcome.versions,
-            },
+            "versions": {**software(), **outcome.versions},
             "questions": outcome.questions,
             **({"diverged": True} if outcome.diverged else {}),
         }
