@@ -54,6 +54,7 @@ def test_every_table_has_a_name(tables):
         "modules",
         "comparisons",
         "ablations",
+        "ablation-costs",
         "parts",
         "cost",
         "chosen",
@@ -178,6 +179,21 @@ def test_a_comparison_says_by_how_much_how_surely_and_on_what(summary, tables):
     assert row[6] == "1 (problems alone resampled)"
     assert {tuple(r[1:3]) for r in tables["acre/ablations"].rows} == {("iclm-no-mi", "iclm")}
     assert ["iclm: mixture, oracle routing", "iclm: mixture"] in [r[1:3] for r in tables["acre/parts"].rows]
+
+
+def test_an_ablation_has_one_row_with_what_it_costs(summary, tables):
+    grid = tables["acre/ablation-costs"]
+    pools = [(group, kind) for group in ("in distribution", OUT) for kind in (None, "indirect")]
+    assert grid.header[2:] == ["in distribution", "in distribution, indirect", OUT, f"{OUT}, indirect"]
+    costs = []
+    for pool in pools:
+        (one,) = (
+            c
+            for c in summary["comparisons"]
+            if (c["question"], c["format"]) == ("ablation", None) and (c["group"], c["kind"]) == pool
+        )
+        costs.append(f"{signed(one['difference'])} [{signed(one['low'])} {signed(one['high'])}]")
+    assert grid.rows == [["iclm-no-mi - iclm", "3", *costs]] and len(set(costs)) == 4
 
 
 def test_the_headline_has_a_row_for_each_data_set_that_has_both(summary, tables, make_collected):

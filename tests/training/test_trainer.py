@@ -3,6 +3,7 @@
 import itertools
 import math
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -291,6 +292,16 @@ def test_a_recipe_reaches_the_trainer_arguments(make_recipe, tmp_path):
     assert (arguments.save_steps, arguments.logging_steps) == (7, 4)
     assert arguments.get_warmup_steps(100) == 25
     assert (arguments.seed, arguments.data_seed) == (9, 9)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_trainer_arguments_use_no_name_that_is_deprecated(make_recipe, tmp_path, checkpointing):
+    from iclm.training.run import training_arguments
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        arguments = training_arguments(make_recipe(training={"gradient_checkpointing": checkpointing}), tmp_path)
+    assert arguments.gradient_checkpointing is checkpointing
 
 
 def memory_for(monkeypatch, trainer_or_model, rows, after=0):

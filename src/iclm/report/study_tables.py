@@ -8,6 +8,7 @@
     DATA/modules        each module of a method alone, and its mixture with oracle routing
     DATA/comparisons    every method against the reference
     DATA/ablations      ablations against what they are an ablation of
+    DATA/ablation-costs the same in short, a row an ablation: in and out of distribution, beside the indirect questions
     DATA/further        methods against others that the recipe names (`compared_with`)
     DATA/parts          modules and oracle routing against the mixture
     DATA/cost           seconds, parameters and examples of training
@@ -178,6 +179,23 @@ class _Part:
         header = ["questions", "what", "against", "difference [95%]", "p", "p (Holm)", "seeds", "problems"]
         return Grid(f"{self.name}/{name}", f"{title}, {self.title}", header, rows, left=3) if rows else None
 
+    def ablation_costs(self) -> Grid | None:
+        """A row an ablation: its difference to what it is an ablation of, in and out of distribution and on indirect questions."""
+        pools = [g for g in self.columns() if g["group"] in (IN, OUT)]
+        found = {
+            (one["method"], one["against"], one["group"], one["kind"]): one
+            for one in self.comparisons
+            if one["question"] == AGAINST_WHOLE and one["format"] is None
+        }
+        rows = []
+        for method, against in dict.fromkeys((method, against) for method, against, *_ in found):
+            here = [found.get((method, against, g["group"], g["kind"])) for g in pools]
+            seeds = max(len(one["seeds"]) for one in here if one is not None)
+            rows.append([f"{method} - {against}", str(seeds), *map(difference, here)])
+        header = ["difference [95%]", "seeds", *map(_heading, pools)]
+        title = f"what each ablation costs, {self.title}"
+        return Grid(f"{self.name}/ablation-costs", title, header, rows) if rows else None
+
     def tables(self) -> Iterator[Grid | None]:
         columns = self.columns()
         yield self.overview()
@@ -194,6 +212,7 @@ class _Part:
         yield self.comparison_table("comparisons", AGAINST_REFERENCE, title, columns)
         title = "ablations against what they are an ablation of"
         yield self.comparison_table("ablations", AGAINST_WHOLE, title, columns)
+        yield self.ablation_costs()
         title = "methods against others that the recipe names"
         yield self.comparison_table("further", AGAINST_FURTHER, title, columns)
         title = "modules alone and oracle routing against the mixture"

@@ -12,6 +12,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ def build_model(recipe: Recipe) -> ICLMForCausalLM:
     return ICLMForCausalLM.from_base(recipe.base, config, dtype=recipe.dtype, quantization=recipe.quantization)
 
 
+# the Trainer's argument was renamed, and warns of its old name
+_CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in {field.name for field in fields(TrainingArguments)}
+)
+
+
 def training_arguments(recipe: Recipe, out: Path, stage: Stage | None = None) -> TrainingArguments:
     """The Trainer's arguments for a stage of a recipe; None means its first."""
     section = recipe.training
@@ -86,7 +95,7 @@ def training_arguments(recipe: Recipe, out: Path, stage: Stage | None = None) ->
         warmup_steps=section.warmup,
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
-        gradient_checkpointing=section.gradient_checkpointing,
+        **{_CHECKPOINTING: section.gradient_checkpointing},
         ddp_find_unused_parameters=True,  # a batch may need no module of some domain
         logging_steps=section.logging_steps,
         save_strategy="no" if section.save_steps is None else "steps",
