@@ -70,7 +70,19 @@ def test_all_right_against_all_wrong_is_as_sure_as_the_resamples_allow():
 def test_few_problems_cannot_make_sure(problems, p):
     found = paired_bootstrap(four(5, problems), 0 * four(5, problems), np.full(problems, 4), resamples=500)
     assert found.p == p
-    assert (found.low, found.high) == ((-1.0, 1.0) if problems == 1 else (1.0, 1.0))
+    assert (found.low, found.high) == ((-1.0, 1.0) if problems == 1 else (0.0, 1.0))
+
+
+@pytest.mark.parametrize(("differing", "least"), [(1, 1.0), (3, 0.25), (5, 0.0625), (6, 0.03125)])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_few_problems_that_differ_are_no_more_evidence_than_a_sign_test_has(seeds, sign, differing, least):
+    reference = np.full((seeds, 18), 2)
+    right = reference.copy()
+    right[0, :differing] += sign
+    found = paired_bootstrap(right, reference, np.full(18, 4), resamples=2000)
+    assert found.value == pytest.approx(sign * differing / (seeds * 18 * 4)) and least <= found.p <= 1
+    assert least < 0.05 or found.low <= 0 <= found.high
 
 
 def test_the_sign_turns_with_the_sides():

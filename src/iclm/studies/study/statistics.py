@@ -114,10 +114,11 @@ def paired_bootstrap(
 
     The interval is from the 2.5% to the 97.5% quantile of D*. With B resamples,
 
-        p = min(1, 2 · min(1 + #{D* ≤ 0}, 1 + #{D* ≥ 0}) / (B + 1)),   and no less than 2^(1 - problems),
+        p = min(1, 2 · min(1 + #{D* ≤ 0}, 1 + #{D* ≥ 0}) / (B + 1)),   and no less than 2^(1 - k),
 
-    the smallest that a sign test of so many problems can give. With one seed the problems alone are resampled: nothing is then
-    said of other seeds. One problem says nothing: the interval is all from -1 to 1.
+    the smallest that a sign test can give where the two differ in k problems; with so few that this is above 0.05, the interval
+    reaches to 0 too. With one seed the problems alone are resampled: nothing is then said of other seeds. One problem says
+    nothing: the interval is all from -1 to 1.
 
     Args:
         right, reference: right answers to each problem by seed, int [seeds, problems]; rows are the same seeds.
@@ -148,7 +149,11 @@ def paired_bootstrap(
             drawn = value + math.sqrt(variance) * student.ppf(places, freedom)
         below, above = int((drawn <= 0).sum()), int((drawn >= 0).sum())
         low, high = (float(end) for end in np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
-        p = min(1.0, max(2 * (1 + min(below, above)) / (resamples + 1), 2.0 ** (1 - problems)))
+        differing = int(difference.any(axis=0).sum())
+        least = 2.0 ** (1 - max(differing, 1))
+        if least > 1 - CONFIDENCE:
+            low, high = min(low, 0.0), max(high, 0.0)
+        p = min(1.0, max(2 * (1 + min(below, above)) / (resamples + 1), least))
     resampled = "seeds and problems" if seeds > 1 else "problems"
     return Difference(value, max(low, -1.0), min(high, 1.0), p, seeds, problems, resampled)
 
