@@ -304,7 +304,9 @@ def comparisons():
             row["group"] == "out of distribution",
         ): row
         for row in found["comparisons"]
-        if (row["kind"], row["format"]) == (None, None) and row["group"] in ("in distribution", "out of distribution")
+        if (row["kind"], row["format"]) == (None, None)
+        and row["group"] in ("in distribution", "out of distribution")
+        and (row["question"] != "further" or row["against"] == "lora-wide")
     }
 
 
@@ -319,6 +321,9 @@ def test_the_answers_say_what_was_found():
     out = (acre[1], raven[1], ("raven", "mean", True))
     for said, values in {
         "{} on ACRE, {} (panels by the sum) or {} (by the mean) on RAVEN": differences("reference", "iclm", *out),
+        "it is {} in and {} out of distribution, of three seeds": differences(
+            "reference", "iclm", *(("corr2cause", "sum", far) for far in (False, True))
+        ),
         "it is {} in and {} out of distribution on ACRE, {} and {} on RAVEN": differences(
             "further", "iclm", *acre, *raven
         ),
@@ -338,6 +343,27 @@ def test_the_answers_say_what_was_found():
     assert f"The invariant module is within {max(alone):.3f} of the mixture" in text
     routed = [-found[(*place[:2], "module", m, "routed", place[2])]["difference"] for m in both for place in acre]
     assert f"and {min(routed):.3f} to {max(routed):.3f} behind it on ACRE" in text
+
+
+def test_how_alike_the_answers_on_corr2cause_are_was_found():
+    given = {}
+    for row in map(json.loads, (ROOT / "results" / "study" / "results.jsonl").read_text(encoding="utf-8").splitlines()):
+        if row["train_set"] == "corr2cause" and row["module"] in ("mixture", "strategy"):
+            given[row["method"], row["seed"], row["test_set"].removeprefix("CORR2CAUSE ")] = row["given"]
+    rows = []
+    for method in ("base", "lora", "iclm"):
+        cells = []
+        for wording in ("official", "renamed", "paraphrased"):
+            pairs = [
+                (given[method, None if method == "base" else seed, wording], given["query-only", seed, wording])
+                for seed in range(3)
+            ]
+            shares = [sum(map(str.__eq__, *pair)) / len(pair[0]) for pair in pairs]
+            cells.append(", ".join(f"{share:.3f}" for share in shares))
+        rows.append([method, *cells])
+    assert block_of("results/study/results.jsonl, agreement") == rows
+    same = [float(share) for row in rows[1:] for cell in row[1:3] for share in cell.split(", ")]
+    assert sum(share >= 0.9 for share in same) == len(same) - 1 and min(same) > 0.8
 
 
 def hundredths(value):
