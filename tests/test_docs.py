@@ -269,26 +269,102 @@ def block_of(name, page="results.md"):
     return [cells(line) for line in block.splitlines()[2:]]
 
 
-def test_the_table_of_ablations_is_what_was_found():
-    now = by_seed(ROOT / "results" / "study" / "results.jsonl", None)
-    rows = []
-    for method in ("iclm-random", "iclm-no-invariant", "iclm-no-domain", "iclm-concat", "iclm-half"):
-        pairs = [(now[method, 0, far], [now["iclm", seed, far] for seed in range(5)]) for far in (False, True)]
-        behind = [seeds[0] - one for one, seeds in pairs] + [sum(seeds) / 5 - one for one, seeds in pairs]
-        below = [one < min(seeds) for one, seeds in pairs]
-        assert below[0] == below[1]
-        rows.append([method, *(f"{abs(round(value, 3)):.3f}" for value in behind), "in and out" if below[0] else "no"])
-        assert min(behind) > -0.0005
-    assert block_of("results/study/results.jsonl, ablations") == rows
+def by_format(path, method, seed, far, form):
+    """Accuracy of the mixture of a method on ACRE, of a seed, in or out of distribution, in a format or (None) in both."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [
+        row
+        for row in rows
+        if (row["train_set"], row["method"], row["seed"], row["module"], row["shifted"])
+        == ("acre", method, seed, "mixture", far)
+        and form in (None, row["format"])
+    ]
+    return sum(row["correct"] for row in found) / sum(row["n"] for row in found)
 
 
 def test_what_the_text_says_of_ablations_is_what_was_found():
     text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
-    results = ROOT / "results" / "study" / "results.jsonl"
-    rows = {row["format"]: row for row in of_method(results, "iclm") if not row["shifted"]}
-    without = {row["format"]: row for row in of_method(results, "iclm-no-invariant") if not row["shifted"]}
-    shares = [found["text"]["correct"] / found["text"]["n"] for found in (without, rows)]
-    assert f"({shares[0]:.3f} as text, with it {shares[1]:.3f})" in text
+    study = ROOT / "results" / "study" / "results.jsonl"
+
+    def behind(method, far, form=None, seeds=range(3)):
+        return [by_format(study, "iclm", s, far, form) - by_format(study, method, s, far, form) for s in seeds]
+
+    def span(values):
+        return f"{hundredths(min(values))} to {hundredths(max(values))}"
+
+    no_invariant, no_domain = (
+        [behind(f"iclm-{name}", far) for far in (False, True)] for name in ("no-invariant", "no-domain")
+    )
+    inside, outside = map(span, no_invariant)
+    assert min(map(min, no_invariant)) > 0
+    assert f"are behind, by {inside} in distribution and {outside} out of it" in text
+    as_text, as_symbols = (span(behind("iclm-no-invariant", False, form)) for form in ("text", "symbolic"))
+    assert f"by far the most on text ({as_text} in distribution; as symbols {as_symbols})" in text
+    inside, outside = map(span, no_domain)
+    assert f"It is behind by {inside} in and {outside} out of distribution." in text
+    means = [f"{sum(values) / 3:.3f}".removeprefix("0") for values in (*no_invariant, *no_domain)]
+    said = "accuracy is {} lower in and {} lower out of distribution in the mean of three seeds"
+    assert said.format(*means[:2]) in text and "it is {} and {} lower".format(*means[2:]) in text
+    concat = {hundredths(behind("iclm-concat", far, seeds=[0])[0]) for far in (False, True)}
+    assert len(concat) == 1 and f"head is behind by {concat.pop()}," in text
+    others = {hundredths(behind(f"iclm-{name}", False, seeds=[0])[0]) for name in ("random", "half")}
+    assert len(others) == 1 and f"in place of three quarters by {others.pop()} in distribution" in text
+    intervals = [
+        row
+        for key, row in comparisons().items()
+        if key[0] == "acre" and key[2] == "ablation" and key[3] in ("iclm-no-invariant", "iclm-no-domain")
+    ]
+    assert len(intervals) == 4 and all(row["low"] <= 0 <= row["high"] for row in intervals)
+
+
+def test_what_ablations_trained_twice_differ_by_is_what_was_found():
+    text = " ".join((ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
+    first, anew = (
+        [
+            by_format(path, f"iclm-{name}", 0, far, None)
+            for name in ("no-invariant", "no-domain")
+            for far in (False, True)
+        ]
+        for path in (
+            ROOT / "results" / "rounding" / "acre-ablations-float32.jsonl",
+            ROOT / "results" / "study" / "results.jsonl",
+        )
+    )
+    one, other = ([f"{value:.3f}" for value in (*first[at : at + 2], *anew[at : at + 2])] for at in (0, 2))
+    said = "`iclm-no-invariant` had {} in and {} out of distribution and has {} and {} now, `iclm-no-domain` {} and {}, and now {} and {}."
+    assert said.format(*one, *other) in text
+
+
+def test_what_is_said_of_a_strong_loss_was_found():
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    right = {}
+    for row in map(json.loads, (ROOT / "results" / "study" / "tries.jsonl").read_text(encoding="utf-8").splitlines()):
+        if row["method"] in ("iclm", "iclm-mi-strong") and row["trial"] == 0:
+            found = right.setdefault((row["method"], row["module"]), [0, 0])
+            found[0] += row["correct"]
+            found[1] += row["n"]
+    shares = [
+        f"{right[method, module][0] / right[method, module][1]:.3f}"
+        for method in ("iclm-mi-strong", "iclm")
+        for module in ("mixture", "invariant")
+    ]
+    said = "{} by the mixture and {} by the invariant module alone, where the ICLM has {} and {}."
+    assert said.format(*shares) in text
+
+
+def test_what_is_said_of_oracle_routing_was_found():
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    given = {}
+    for row in map(json.loads, (ROOT / "results" / "study" / "results.jsonl").read_text(encoding="utf-8").splitlines()):
+        if row["train_set"] == "acre" and row["method"] in ("iclm", "iclm-oracle"):
+            given[row["method"], row["seed"], row["source"], row["module"]] = row["given"]
+    for seed in range(5):
+        keys = [key[2:] for key in given if key[:2] == ("iclm", seed)]
+        pairs = [tuple(given[(method, seed, *key)] for method in ("iclm", "iclm-oracle")) for key in keys]
+        assert (sum(one != other for one, other in pairs) == 0) == (seed in (3, 4))
+    assert (
+        f"seeds 3 and 4 on ACRE, all {sum(len(one) for one, _ in pairs):,} answers of all modules are the same" in text
+    )
 
 
 def comparisons():
