@@ -244,7 +244,7 @@ def test_what_the_same_seed_twice_differs_by_is_what_was_found():
     assert block_of("results/rounding/acre-bfloat16.jsonl", "study.md") == rows
     text = " ".join((ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
     calm = sum(max(moved[m, seed, far] for far in (False, True)) <= 0.011 for m in methods for seed in range(5))
-    assert f"{calm} of the {5 * len(methods)} trainings came out within .011 of what they had been" in text
+    assert f"{calm} of the {5 * len(methods)} trainings of the table came out within .011 of what they had been" in text
     ahead = [
         f"{mean(found, 'iclm', far) - mean(found, 'lora', far):.3f}".removeprefix("0")
         for found in (before, now)
@@ -299,13 +299,24 @@ def test_what_the_text_says_of_ablations_is_what_was_found():
     assert min(map(min, no_invariant)) > 0
     assert f"are behind, by {inside} in distribution and {outside} out of it" in text
     as_text, as_symbols = (span(behind("iclm-no-invariant", False, form)) for form in ("text", "symbolic"))
-    assert f"by far the most on text ({as_text} in distribution; as symbols {as_symbols})" in text
+    assert f"most of it on text ({as_text} in distribution; as symbols {as_symbols})" in text
     inside, outside = map(span, no_domain)
     assert f"It is behind by {inside} in and {outside} out of distribution." in text
     means = [f"{sum(values) / 3:.3f}".removeprefix("0") for values in (*no_invariant, *no_domain)]
     said = "accuracy is {} lower in and {} lower out of distribution in the mean of three seeds"
     assert said.format(*means[:2]) in text and "it is {} and {} lower".format(*means[2:]) in text
     concat = {hundredths(behind("iclm-concat", far, seeds=[0])[0]) for far in (False, True)}
+    for name, said in {
+        "concat": "below that mean the concatenating head is {} in and {} out of distribution",
+        "half": "half of the layers {} and {},",
+        "random": "random routing {} and {}.",
+    }.items():
+        means = [sum(by_format(study, "iclm", seed, far, None) for seed in range(5)) / 5 for far in (False, True)]
+        below = [mean - by_format(study, f"iclm-{name}", 0, far, None) for far, mean in enumerate(means)]
+        assert said.format(*(f"{abs(round(value, 3)):.3f}".removeprefix("0") for value in below)) in text
+        assert min(below) > -0.0005
+    inside = [by_format(study, "iclm", seed, False, None) for seed in range(5)]
+    assert f"({max(inside):.3f}, the mean of five is {sum(inside) / 5:.3f})" in text and max(inside) == inside[0]
     assert len(concat) == 1 and f"head is behind by {concat.pop()}," in text
     others = {hundredths(behind(f"iclm-{name}", False, seeds=[0])[0]) for name in ("random", "half")}
     assert len(others) == 1 and f"in place of three quarters by {others.pop()} in distribution" in text
@@ -363,7 +374,8 @@ def test_what_is_said_of_oracle_routing_was_found():
         pairs = [tuple(given[(method, seed, *key)] for method in ("iclm", "iclm-oracle")) for key in keys]
         assert (sum(one != other for one, other in pairs) == 0) == (seed in (3, 4))
     assert (
-        f"seeds 3 and 4 on ACRE, all {sum(len(one) for one, _ in pairs):,} answers of all modules are the same" in text
+        f"seeds 3 and 4 on ACRE, all {sum(len(one) for one, _ in pairs):,} answers of each seed, of all modules, are the same"
+        in text
     )
 
 
@@ -422,10 +434,14 @@ def test_the_answers_say_what_was_found():
 
 
 def test_how_alike_the_answers_on_corr2cause_are_was_found():
-    given = {}
+    given, right = {}, {}
     for row in map(json.loads, (ROOT / "results" / "study" / "results.jsonl").read_text(encoding="utf-8").splitlines()):
         if row["train_set"] == "corr2cause" and row["module"] in ("mixture", "strategy"):
-            given[row["method"], row["seed"], row["test_set"].removeprefix("CORR2CAUSE ")] = row["given"]
+            key = row["method"], row["seed"], row["test_set"].removeprefix("CORR2CAUSE ")
+            given[key], right[key] = (
+                row["given"],
+                [bit == "1" for bit in f"{int(row['answers'], 16):0{4 * len(row['answers'])}b}"][: row["n"]],
+            )
     rows = []
     for method in ("base", "lora", "iclm"):
         cells = []
@@ -438,6 +454,21 @@ def test_how_alike_the_answers_on_corr2cause_are_was_found():
             cells.append(", ".join(f"{share:.3f}" for share in shares))
         rows.append([method, *cells])
     assert block_of("results/study/results.jsonl, agreement") == rows
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    apart = []
+    for wording in ("official", "renamed"):
+        keys = [(seed, wording) for seed in range(3)]
+        marks = [(given[("iclm", *key)], given[("query-only", *key)], right[("iclm", *key)]) for key in keys]
+        apart.append(
+            [
+                good
+                for ours, theirs, good in marks
+                for ours, theirs, good in zip(ours, theirs, good, strict=True)
+                if ours != theirs
+            ]
+        )
+    said = f"in {len(apart[0])} and in {len(apart[1])} of 600 answers, and is right in {sum(apart[0])} and {sum(apart[1])} of these"
+    assert said in text
     same = [float(share) for row in rows[1:] for cell in row[1:3] for share in cell.split(", ")]
     assert sum(share >= 0.9 for share in same) == len(same) - 1 and min(same) > 0.8
 
