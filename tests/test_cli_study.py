@@ -109,7 +109,7 @@ def test_from_a_recipe_to_tables_in_a_document(study, recipe, tmp_path):
         assert (code, said, len(err.splitlines())) == (2, "", 1) and message in err, err
     document.write_text("<!-- study: acre -->\n<!-- /study -->\n")
     code, said, err = study("report", results, "--out", tmp_path / "new", "--write", document, "--resamples", 100)
-    assert code == 2 and "there is no table 'acre' in these results; there are acre/accuracy, " in err
+    assert code == 2 and "there is no table 'acre' in these results; there are acre/overview, acre/accuracy, " in err
     assert not (tmp_path / "new").exists() and document.read_text() == "<!-- study: acre -->\n<!-- /study -->\n"
 
 

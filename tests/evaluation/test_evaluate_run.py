@@ -191,6 +191,7 @@ def test_a_file_of_raven_problems_can_be_asked_for_panels(run, files):
     ("names", "options", "said"),
     [
         (["text"], {"ask": "panel"}, "--data names none"),
+        (["acre"], {"ask": "panel", "format": "text"}, "--data names none"),
         (["raven"], {"ask": "panel", "columns": "{prompt: a}"}, "--data names none"),
         ([], {"ask": "panel"}, "--data names none"),
         ([], {"ask": "number"}, "'number'; use letter or panel"),
@@ -198,7 +199,7 @@ def test_a_file_of_raven_problems_can_be_asked_for_panels(run, files):
 )
 def test_panels_are_asked_of_raven_problems_alone(run, files, names, options, said):
     with pytest.raises(ConfigurationError, match=said):
-        evaluation_sources([files[name] for name in names], run, format="text", **options)
+        evaluation_sources([files[name] for name in names], run, **options)
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
