@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,24 @@ from iclm.studies.study.rows import from_bits
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "data"
+STUDY = ROOT / "results" / "study"
 AUDITS = ("audit_acre_official.json", "audit_acre_strict.json", "audit_raven.json")
 
 
 @pytest.fixture(scope="module")
 def lines():
     return (ROOT / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
+
+
+@cache
+def lines_of(path):
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def text_of(page):
+    """A page of docs/ in one line."""
+    return " ".join((ROOT / "docs" / page).read_text(encoding="utf-8").split())
 
 
 def cells(line):
@@ -93,11 +106,10 @@ def diagnosed(report):
 
 
 def test_the_table_of_panels_by_their_figures_is_what_the_study_found():
-    read = [json.loads(line) for line in (ROOT / "results/study/jobs.jsonl").read_text().splitlines()]
+    read = lines_of(STUDY / "jobs.jsonl")
     jobs = {line["id"]: line for line in read if line["state"] == "done"}
     counts = {}
-    for line in (ROOT / "results/study/results.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in lines_of(STUDY / "results.jsonl"):
         if (row["train_set"], row["module"]) != ("raven", "mixture") or "distribute_four" not in row["test_set"]:
             continue
         source = DataSource.model_validate(jobs[row["job"]]["evaluate"][row["source"]])
@@ -162,7 +174,7 @@ def test_the_figures_by_seed_of_the_short_sequence_are_what_it_found():
         texts = [f"{value:{form}}".replace("0.", ".").replace("-", "−") for value in values]
         return ", ".join(texts[:-1]), texts[-1]
 
-    text = " ".join((ROOT / "docs" / "continual.md").read_text(encoding="utf-8").split())
+    text = text_of("continual.md")
     for values, joined in (
         ([backward("iclm", s) for s in seeds], "{}, {} against"),
         ([backward("lora", s) for s in seeds], "against {}, {})"),
@@ -195,15 +207,18 @@ def accuracy(rows):
 
 
 def of_method(path, method):
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    chosen = [r for r in rows if (r.get("method"), r.get("train_set"), r.get("module")) == (method, "acre", "mixture")]
+    chosen = [
+        r
+        for r in lines_of(path)
+        if (r.get("method"), r.get("train_set"), r.get("module")) == (method, "acre", "mixture")
+    ]
     return [row for row in chosen if row["seed"] in (None, 0)]
 
 
 def test_what_rounding_does_to_an_accuracy_is_what_was_found():
-    text = " ".join((ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
+    text = text_of("study.md")
     rounded = accuracy(of_method(ROOT / "results" / "rounding" / "acre-base-bfloat16.jsonl", "base"))
-    exact = accuracy(of_method(ROOT / "results" / "study" / "results.jsonl", "base"))
+    exact = accuracy(of_method(STUDY / "results.jsonl", "base"))
     assert f"rounded it had {rounded[0]} in and {rounded[1]} out of distribution" in text
     assert f"and exactly {exact[0]} and {exact[1]}, which the tables have" in text
     one = json.loads((ROOT / "results" / "rounding" / "acre-iclm-half.jsonl").read_text(encoding="utf-8"))
@@ -214,7 +229,7 @@ def test_what_rounding_does_to_an_accuracy_is_what_was_found():
 def by_seed(path, methods=("lora", "iclm")):
     """Accuracy on ACRE by method, seed and whether it is out of distribution, of the mixture of some methods; None means all."""
     counts = {}
-    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+    for row in lines_of(path):
         wanted = row["module"] == "mixture" and row["train_set"] == "acre" and row["split"] == "test"
         if wanted and (methods is None or row["method"] in methods):
             found = counts.setdefault((row["method"], row["seed"], row["shifted"]), [0, 0])
@@ -226,7 +241,7 @@ def by_seed(path, methods=("lora", "iclm")):
 def test_what_the_same_seed_twice_differs_by_is_what_was_found():
     methods = ("lora", "iclm", "iclm-no-mi", "lora-wide")
     before = by_seed(ROOT / "results" / "rounding" / "acre-bfloat16.jsonl", methods)
-    now = by_seed(ROOT / "results" / "study" / "results.jsonl", methods)
+    now = by_seed(STUDY / "results.jsonl", methods)
     assert before.keys() == now.keys() and len(now) == 2 * 5 * len(methods)
     moved = {key: abs(now[key] - before[key]) for key in now}
 
@@ -242,7 +257,7 @@ def test_what_the_same_seed_twice_differs_by_is_what_was_found():
         for method in methods
     ]
     assert block_of("results/rounding/acre-bfloat16.jsonl", "study.md") == rows
-    text = " ".join((ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
+    text = text_of("study.md")
     calm = sum(max(moved[m, seed, far] for far in (False, True)) <= 0.011 for m in methods for seed in range(5))
     assert f"{calm} of the {5 * len(methods)} trainings of the table came out within .011 of what they had been" in text
     ahead = [
@@ -257,7 +272,7 @@ def test_what_the_same_seed_twice_differs_by_is_what_was_found():
     sides = (False, True)
     of_a_mean = max(abs(mean(now, m, far) - mean(before, m, far)) for m in methods for far in sides)
     of_a_difference = max(abs(float(ahead[far]) - float(ahead[2 + far])) for far in sides)
-    results = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    results = text_of("results.md")
     said = "moved by up to {:.2f}, a mean of five seeds by up to {:.3f}, and the difference of two such means by {:.3f}"
     assert said.format(max(moved.values()), of_a_mean, of_a_difference).replace(" 0.", " .") in results
 
@@ -271,10 +286,9 @@ def block_of(name, page="results.md"):
 
 def by_format(path, method, seed, far, form):
     """Accuracy of the mixture of a method on ACRE, of a seed, in or out of distribution, in a format or (None) in both."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     found = [
         row
-        for row in rows
+        for row in lines_of(path)
         if (row["train_set"], row["method"], row["seed"], row["module"], row["shifted"])
         == ("acre", method, seed, "mixture", far)
         and form in (None, row["format"])
@@ -283,8 +297,8 @@ def by_format(path, method, seed, far, form):
 
 
 def test_what_the_text_says_of_ablations_is_what_was_found():
-    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
-    study = ROOT / "results" / "study" / "results.jsonl"
+    text = text_of("results.md")
+    study = STUDY / "results.jsonl"
 
     def behind(method, far, form=None, seeds=range(3)):
         return [by_format(study, "iclm", s, far, form) - by_format(study, method, s, far, form) for s in seeds]
@@ -329,7 +343,7 @@ def test_what_the_text_says_of_ablations_is_what_was_found():
 
 
 def test_what_ablations_trained_twice_differ_by_is_what_was_found():
-    text = " ".join((ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
+    text = text_of("study.md")
     first, anew = (
         [
             by_format(path, f"iclm-{name}", 0, far, None)
@@ -338,7 +352,7 @@ def test_what_ablations_trained_twice_differ_by_is_what_was_found():
         ]
         for path in (
             ROOT / "results" / "rounding" / "acre-ablations-float32.jsonl",
-            ROOT / "results" / "study" / "results.jsonl",
+            STUDY / "results.jsonl",
         )
     )
     one, other = ([f"{value:.3f}" for value in (*first[at : at + 2], *anew[at : at + 2])] for at in (0, 2))
@@ -347,9 +361,9 @@ def test_what_ablations_trained_twice_differ_by_is_what_was_found():
 
 
 def test_what_is_said_of_a_strong_loss_was_found():
-    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    text = text_of("results.md")
     right = {}
-    for row in map(json.loads, (ROOT / "results" / "study" / "tries.jsonl").read_text(encoding="utf-8").splitlines()):
+    for row in lines_of(STUDY / "tries.jsonl"):
         if row["method"] in ("iclm", "iclm-mi-strong") and row["trial"] == 0:
             found = right.setdefault((row["method"], row["module"]), [0, 0])
             found[0] += row["correct"]
@@ -364,9 +378,9 @@ def test_what_is_said_of_a_strong_loss_was_found():
 
 
 def test_what_is_said_of_oracle_routing_was_found():
-    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    text = text_of("results.md")
     given = {}
-    for row in map(json.loads, (ROOT / "results" / "study" / "results.jsonl").read_text(encoding="utf-8").splitlines()):
+    for row in lines_of(STUDY / "results.jsonl"):
         if row["train_set"] == "acre" and row["method"] in ("iclm", "iclm-oracle"):
             given[row["method"], row["seed"], row["source"], row["module"]] = row["given"]
     for seed in range(5):
@@ -381,7 +395,7 @@ def test_what_is_said_of_oracle_routing_was_found():
 
 def comparisons():
     """By data, score, question, method, module and whether out of distribution, what was found of all questions together."""
-    found = json.loads((ROOT / "results" / "study" / "comparisons.json").read_text(encoding="utf-8"))
+    found = json.loads((STUDY / "comparisons.json").read_text(encoding="utf-8"))
     return {
         (
             row["data"],
@@ -399,7 +413,7 @@ def comparisons():
 
 
 def test_the_answers_say_what_was_found():
-    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    text = text_of("results.md")
     found = comparisons()
 
     def differences(question, method, *places):
@@ -435,13 +449,10 @@ def test_the_answers_say_what_was_found():
 
 def test_how_alike_the_answers_on_corr2cause_are_was_found():
     given, right = {}, {}
-    for row in map(json.loads, (ROOT / "results" / "study" / "results.jsonl").read_text(encoding="utf-8").splitlines()):
+    for row in lines_of(STUDY / "results.jsonl"):
         if row["train_set"] == "corr2cause" and row["module"] in ("mixture", "strategy"):
             key = row["method"], row["seed"], row["test_set"].removeprefix("CORR2CAUSE ")
-            given[key], right[key] = (
-                row["given"],
-                [bit == "1" for bit in f"{int(row['answers'], 16):0{4 * len(row['answers'])}b}"][: row["n"]],
-            )
+            given[key], right[key] = row["given"], from_bits(row["answers"], row["n"])
     rows = []
     for method in ("base", "lora", "iclm"):
         cells = []
@@ -454,7 +465,7 @@ def test_how_alike_the_answers_on_corr2cause_are_was_found():
             cells.append(", ".join(f"{share:.3f}" for share in shares))
         rows.append([method, *cells])
     assert block_of("results/study/results.jsonl, agreement") == rows
-    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    text = text_of("results.md")
     apart = []
     for wording in ("official", "renamed"):
         keys = [(seed, wording) for seed in range(3)]
@@ -479,8 +490,8 @@ def hundredths(value):
 
 
 def test_what_is_said_to_be_told_apart_was_found():
-    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
-    rows = json.loads((ROOT / "results" / "study" / "comparisons.json").read_text(encoding="utf-8"))["inference"]
+    text = text_of("results.md")
+    rows = json.loads((STUDY / "comparisons.json").read_text(encoding="utf-8"))["inference"]
     told = {
         (row["method"], row["format"], row["group"]): row for row in rows if row["data"] == "acre" and not row["strict"]
     }
@@ -508,8 +519,8 @@ def test_what_is_said_to_be_told_apart_was_found():
 
 
 def test_what_the_text_says_of_a_changed_regime_was_found():
-    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
-    found = json.loads((ROOT / "results" / "study" / "comparisons.json").read_text(encoding="utf-8"))
+    text = text_of("results.md")
+    found = json.loads((STUDY / "comparisons.json").read_text(encoding="utf-8"))
     inside, outside = (
         next(
             row

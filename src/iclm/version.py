@@ -15,9 +15,10 @@ __version__ = "0.1.0"
 def source_digest(folder: Path = Path(__file__).parent) -> str:
     """The first twelve digits of a SHA-256 of a folder's Python files: it tells apart what one version number does not."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).as_posix()):
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
+    for name, path in sorted(files.items()):
         content = path.read_bytes()
-        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+        digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
 
 

@@ -73,11 +73,12 @@ def evaluation_source(
     if score not in ("sum", "mean"):
         raise ConfigurationError(f"--score is {score!r}; use sum or mean")
     mapping = parse_columns(columns)
+    problems = holds_problems(file, mapping)
     return DataSource.model_validate(
         {
             "file": file,
-            "domain": (guess if equals or holds_problems(file, mapping) else None) or None,
-            "format": format if holds_problems(file, mapping) else None,
+            "domain": (guess if equals or problems else None) or None,
+            "format": format if problems else None,
             "objects": objects,
             "limit": limit,
             "columns": mapping,

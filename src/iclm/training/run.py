@@ -12,7 +12,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +67,8 @@ def build_model(recipe: Recipe) -> ICLMForCausalLM:
 
 
 # the Trainer's argument was renamed, and warns of its old name
-_CHECKPOINTING = next(
-    name
-    for name in ("activation_checkpointing", "gradient_checkpointing")
-    if name in {field.name for field in fields(TrainingArguments)}
-)
+_NEW, _OLD = "activation_checkpointing", "gradient_checkpointing"
+_CHECKPOINTING = _NEW if hasattr(TrainingArguments, _NEW) else _OLD
 
 
 def training_arguments(recipe: Recipe, out: Path, stage: Stage | None = None) -> TrainingArguments:
